@@ -1,0 +1,1 @@
+"""Tensor arithmetic that everyone shares; knows no optimizer."""
