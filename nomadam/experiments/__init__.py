@@ -1,0 +1,1 @@
+"""Trainings that show what the optimizers do: each a function that returns a Run."""
