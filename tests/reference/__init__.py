@@ -1,0 +1,1 @@
+"""Slow, obvious references: plain torch, nothing of nomadam."""
