@@ -1,0 +1,172 @@
+"""What the training loop works with: data, model, optimizer, and what the folder holds of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nomadam.experiments import checkpoints, resources
+from nomadam.experiments.configuration import Run, to_json
+from nomadam.optimizers.baselines import build_optimizer
+from nomadam.runs import FORMAT, RunFolder, RunFolderError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Parts:
+    """What the loop works with.
+
+    Args:
+        run: what is trained.
+        home: its folder.
+        accelerator: accelerate's; knows the device and the other processes.
+        dataset: what the Run's data loaded.
+        module: the bare module, which is saved and evaluated.
+        model: the same as accelerate wrapped it, which is trained.
+        optimizer: of the module's parameters.
+        peak_lrs: learning rate of each group at the schedule's factor 1.
+        num_params: number of parameters, tied ones once.
+        baseline_memory_mb: memory before the module was built.
+        step: the last step that is done.
+        seconds: spent in training so far, over all its processes one after another.
+    """
+
+    run: Run
+    home: RunFolder
+    accelerator: Any
+    dataset: Any
+    module: torch.nn.Module
+    model: Any
+    optimizer: torch.optim.Optimizer
+    peak_lrs: list[float]
+    num_params: int
+    baseline_memory_mb: float | None
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.accelerator.is_main_process
+
+
+def make_accelerator(run: Run, device: Device) -> Any:
+    """Make accelerate's Accelerator for a Run.
+
+    Raises:
+        ImportError: without accelerate, naming the extra to install.
+        ValueError: for a device that is not there, or a batch that can not be split evenly.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState
+    except ImportError as error:
+        raise ImportError('training needs accelerate: pip install "nomadam[lab]"') from error
+    available = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device, False):
+        have = ", ".join(name for name, there in available.items() if there)
+        raise ValueError(f"device = {device!r}: must be one that this machine has: {have}")
+    # accelerate keeps these for the whole process, and refuses a second training that differs.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    mixed = "bf16" if run.precision == "bf16_autocast" else "no"
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    if run.batch_size % accelerator.num_processes:
+        processes = accelerator.num_processes
+        raise ValueError(
+            f"batch_size = {run.batch_size}: must be a multiple of the {processes} processes"
+        )
+    return accelerator
+
+
+def prepare(
+    run: Run, home: RunFolder, accelerator: Any, cache: str | Path | None, again: bool
+) -> Parts:
+    """Load the data, build model and optimizer, and take up what the folder holds."""
+    with accelerator.main_process_first():
+        dataset = run.data.load(None if cache is None else Path(cache))
+    device = accelerator.device
+    resources.reset_peak_memory(device)
+    baseline_memory_mb = resources.memory_mb(device)
+    checkpoints.seed_everything(run.seed)
+    module = run.model.build(**run.data.shape(dataset))
+    module.to(device, torch.bfloat16 if run.precision == "bf16" else None)
+    choice = run.optimizer
+    optimizer = build_optimizer(
+        choice.name, module, lr=choice.lr, weight_decay=choice.weight_decay, **choice.arguments
+    )
+    parts = Parts(
+        run=run,
+        home=home,
+        accelerator=accelerator,
+        dataset=dataset,
+        module=module,
+        model=accelerator.prepare(module),
+        optimizer=optimizer,
+        peak_lrs=[float(group["lr"]) for group in optimizer.param_groups],
+        num_params=sum(parameter.numel() for parameter in module.parameters()),
+        baseline_memory_mb=baseline_memory_mb,
+    )
+    checkpoints.seed_everything((run.seed + accelerator.process_index) % 2**32)
+    found = [_open_folder(parts, again)] if parts.is_main else [None]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        found = broadcast_object_list(found)
+    if found[0] is not None:
+        state = checkpoints.read_checkpoint(Path(found[0]), module, optimizer)
+        parts.step, parts.seconds = state["step"], state["seconds"]
+        generators = state["random"]
+        checkpoints.restore_random_state(generators[accelerator.process_index % len(generators)])
+    return parts
+
+
+def _open_folder(parts: Parts, again: bool) -> str | None:
+    """Write what describes the run; return the checkpoint to go on from, if there is one."""
+    home, description = parts.home, dict(parts.dataset.description)
+    if again:
+        home.clear()
+    checkpoint = home.newest_checkpoint()
+    held = home.read_json("run.json")
+    if checkpoint is not None and held is not None:
+        then, now = held.get("data", {}).get("sha256"), description.get("sha256")
+        if then != now:
+            raise RunFolderError(
+                f"the data of {home.path} have changed since it was begun (SHA-256 {then} then, "
+                f"{now} now); begin again in another folder, or here with again=True (--again)"
+            )
+    home.keep_metrics(checkpoint[0] if checkpoint else 0)
+    home.write_json(
+        "run.json",
+        {
+            "format": FORMAT,
+            "run": to_json(parts.run),
+            "data": description,
+            "num_params": parts.num_params,
+            "optimizer_summary": _summary(parts.optimizer),
+        },
+    )
+    surroundings = resources.environment(parts.accelerator.device)
+    begun = home.read_json("environment.json")
+    if checkpoint is not None and begun is not None:
+        # Where it began stays; where it went on is added.
+        resumed = {"step": checkpoint[0], **surroundings}
+        surroundings = {**begun, "resumed": [*begun.get("resumed", []), resumed]}
+    home.write_json("environment.json", surroundings)
+    return str(checkpoint[1]) if checkpoint else None
+
+
+def _summary(optimizer: Any) -> str:
+    groups = [
+        f"{len(group['params'])} tensors with {sum(p.numel() for p in group['params']):,} values, "
+        f"lr {float(group['lr']):g}, weight decay {float(group.get('weight_decay', 0)):g}"
+        for group in optimizer.param_groups
+    ]
+    return f"{type(optimizer).__name__}: " + "; ".join(groups)

@@ -1,0 +1,62 @@
+"""The result of a training: one file, written last."""
+
+import math
+import statistics
+from typing import Any
+
+import torch
+
+from nomadam.experiments.preparation import Parts
+from nomadam.experiments.resources import optimizer_state_bytes
+
+
+def write_result(parts: Parts, diverged_at: int | None) -> None:
+    """Write ``result.json``, and ``gains.json`` for an optimizer that has gains.
+
+    Args:
+        parts: of the training, at its end.
+        diverged_at: the step whose loss was not finite, None where all were.
+
+    Raises:
+        DiskFullError: a training that is started again then writes it.
+    """
+    metrics = parts.home.metrics()
+    numbers = {
+        key: [record[key] for record in metrics if record.get(key) is not None]
+        for key in ("validation_loss", "train_loss", "optimizer_ms", "step_ms", "peak_memory_mb")
+    }
+    gains: Any = getattr(parts.optimizer, "gains", None)
+    if gains is not None:
+        parts.home.write_json("gains.json", {"blocks": _blocks(parts.module, gains())})
+    state_bytes = optimizer_state_bytes(parts.optimizer)
+    last = metrics[-1]
+    parts.home.write_json(
+        "result.json",
+        {
+            "status": "finished" if diverged_at is None else "diverged",
+            "steps": last["step"],
+            "validation_loss": last.get("validation_loss"),
+            "best_validation_loss": min(numbers["validation_loss"], default=None),
+            "train_loss": statistics.fmean(numbers["train_loss"][-10:] or [math.nan]),
+            "state_bytes": state_bytes,
+            "state_bytes_per_param": state_bytes / parts.num_params,
+            "num_params": parts.num_params,
+            "optimizer_ms": statistics.median(numbers["optimizer_ms"] or [math.nan]),
+            "step_ms": statistics.median(numbers["step_ms"] or [math.nan]),
+            "first_optimizer_ms": metrics[0].get("optimizer_ms"),
+            "peak_memory_mb": max(numbers["peak_memory_mb"], default=None),
+            "baseline_memory_mb": parts.baseline_memory_mb,
+            "seconds": last["seconds"],
+            "tokens": last["tokens"],
+            "diverged_at_step": diverged_at,
+        },
+    )
+
+
+def _blocks(module: torch.nn.Module, gains: dict[Any, float]) -> dict[str, Any]:
+    """Each measured gain with the block that it belongs to."""
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    return {
+        str(name): {"gain": gain, "numel": shapes[name].numel(), "shape": list(shapes[name])}
+        for name, gain in gains.items()
+    }

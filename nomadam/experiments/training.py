@@ -1,0 +1,261 @@
+"""The one training loop: from a Run to a run folder, exactly repeatable and resumable."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nomadam.experiments.checkpoints import random_state, restore_random_state, write_checkpoint
+from nomadam.experiments.configuration import Run, differing_fields, to_json
+from nomadam.experiments.event_files import event_files
+from nomadam.experiments.interruption import StopSignals
+from nomadam.experiments.preparation import Device, Parts, make_accelerator, prepare
+from nomadam.experiments.resources import peak_memory_mb, reset_peak_memory, synchronize
+from nomadam.experiments.results import write_result
+from nomadam.runs import Interrupted, RunFolder
+
+
+def train(
+    run: Run,
+    folder: str | Path,
+    *,
+    device: Device = "auto",
+    cache: str | Path | None = None,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    again: bool = False,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Train as a Run says, in a run folder, going on from what the folder holds.
+
+    A folder with a result is left as it is and its result returned. One with a checkpoint of the
+    same Run goes on from there, and ends with the weights and metrics of a training that was never
+    stopped, bit for bit on a CPU with the same number of threads.
+
+    Args:
+        run: what to train.
+        folder: the run folder; made where it is missing.
+        device: ``auto`` takes CUDA, else MPS, else the CPU.
+        cache: folder for prepared data; default the user's cache folder.
+        progress: called with the record of each step, as it stands in ``metrics.jsonl``.
+        again: train from the beginning though the folder holds this Run already.
+        tensorboard: write TensorBoard event files as well.
+
+    Returns:
+        The content of ``result.json``; its ``status`` is ``finished``, or ``diverged`` where a loss
+        was not finite, which ends the training.
+
+    Raises:
+        ValueError: for data, an optimizer or a device that can not be had.
+        RunFolderError: a ValueError: the folder holds another Run (`AnotherRunError`) or data that
+            have changed since, is in use (`FolderInUseError`), or is damaged.
+        DiskFullError: an OSError; the earlier checkpoints are intact.
+        Interrupted: a KeyboardInterrupt, after SIGINT or SIGTERM; the checkpoint is written.
+        ImportError: an optional library is missing; the message names the extra to install.
+
+    Example:
+        >>> import tempfile
+        >>> from nomadam.experiments.configuration import override
+        >>> from nomadam.experiments.gpt2_pretraining import demo
+        >>> tiny = {"steps": 2, "model.layers": 1, "data.max_bytes": 200_000, "batch_size": 2}
+        >>> run = override(demo(), {**tiny, "evaluation_batches": 1, "data.vocab_size": 300})
+        >>> result = train(run, tempfile.mkdtemp(), device="cpu")
+        >>> result["status"], result["tokens"]
+        ('finished', 256)
+    """
+    home = RunFolder(folder)
+    home.check_run(to_json(run), differing_fields)
+    if not again and (result := home.read_json("result.json")) is not None:
+        return result
+    accelerator = make_accelerator(run, device)
+    before = random_state()
+    with contextlib.ExitStack() as stack:
+        stack.callback(restore_random_state, before)
+        if accelerator.is_main_process:
+            stack.enter_context(home.locked())
+        try:
+            parts = prepare(run, home, accelerator, cache, again)
+            with StopSignals() as stop:
+                diverged_at = _loop(parts, stop, progress, tensorboard)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            kept = home.newest_checkpoint()
+            raise Interrupted(home.path, kept[0] if kept else 0, run.steps, "SIGINT") from None
+        if accelerator.is_main_process:
+            write_result(parts, diverged_at)
+        accelerator.wait_for_everyone()
+        return home.read_json("result.json")
+
+
+def _loop(
+    parts: Parts,
+    stop: StopSignals,
+    progress: Callable[[Mapping[str, Any]], None] | None,
+    tensorboard: bool,
+) -> int | None:
+    """Train to the last step; return the step at which it diverged, None where it did not."""
+    run, home, optimizer = parts.run, parts.home, parts.optimizer
+    device = parts.accelerator.device
+    parts.model.train()
+    _set_mode(optimizer, "train")
+    tokens_a_step = run.batch_size * run.accumulation * run.data.tokens_per_row
+    wanted = tensorboard and parts.is_main
+    with event_files(
+        home.path / "tensorboard", first_step=parts.step + 1, wanted=wanted
+    ) as write_events:
+        reset_peak_memory(device)
+        for step in range(parts.step + 1, run.steps + 1):
+            synchronize(device)
+            began = time.perf_counter()
+            factor = run.schedule.factor(step, run.steps)
+            _set_lrs(optimizer, [lr * factor for lr in parts.peak_lrs])
+            train_loss = _gradient(parts, step)
+            train_loss, stopped = _agree(parts, train_loss, stop.requested)
+            record: dict[str, Any] = {
+                "step": step,
+                "tokens": step * tokens_a_step,
+                "seconds": parts.seconds,
+                "train_loss": train_loss,
+                "lr": run.optimizer.lr * factor,
+                **dict.fromkeys(("grad_norm", "step_ms", "optimizer_ms", "peak_memory_mb")),
+            }
+            diverged = not math.isfinite(train_loss)
+            if not diverged:
+                record["grad_norm"] = _clip(parts)
+                synchronize(device)
+                ready = time.perf_counter()
+                optimizer.step()
+                synchronize(device)
+                ended = time.perf_counter()
+                optimizer.zero_grad(set_to_none=True)
+                parts.seconds += ended - began
+                record["seconds"] = parts.seconds
+                record["step_ms"] = (ended - began) * 1e3
+                record["optimizer_ms"] = (ended - ready) * 1e3
+                record["peak_memory_mb"] = peak_memory_mb(device)
+                if step % run.evaluate_every == 0 or step == run.steps:
+                    record["validation_loss"] = _evaluate(parts, last=step == run.steps)
+                    diverged = not math.isfinite(record["validation_loss"])
+            parts.step = step
+            if parts.is_main:
+                home.append_metrics(record)
+                write_events(record)
+                if progress is not None:
+                    progress(record)
+            if diverged:
+                return step
+            if step % run.checkpoint_every == 0 or step == run.steps or stopped:
+                _save(parts)
+            if stopped and step < run.steps:
+                raise Interrupted(home.path, step, run.steps, stop.signal_name)
+            if step % run.evaluate_every == 0 or step % run.checkpoint_every == 0:
+                # Evaluating and saving are not training: their memory is not counted.
+                reset_peak_memory(device)
+    return None
+
+
+def _gradient(parts: Parts, step: int) -> Any:
+    """Leave the gradient of a step in the parameters; the mean loss over this process's rows."""
+    run, accelerator = parts.run, parts.accelerator
+    total = None
+    for micro in range(run.accumulation):
+        batch = run.data.train_batch(
+            parts.dataset, seed=run.seed, step=step, micro=micro, batch_size=run.batch_size
+        )
+        last = micro == run.accumulation - 1
+        # The processes exchange gradients once a step.
+        with contextlib.nullcontext() if last else accelerator.no_sync(parts.model):
+            loss = run.model.loss(parts.model, _own_rows(parts, batch)) / run.accumulation
+            accelerator.backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    return total
+
+
+def _own_rows(parts: Parts, batch: Any) -> Any:
+    accelerator = parts.accelerator
+    rows = batch[accelerator.process_index :: accelerator.num_processes]
+    return rows.to(accelerator.device, non_blocking=True)
+
+
+def _agree(parts: Parts, loss: Any, stop: bool) -> tuple[float, bool]:
+    """The loss over all processes, and whether any of them was asked to stop."""
+    if parts.accelerator.num_processes == 1:
+        return loss.item(), stop
+    both = loss.new_tensor([loss.item(), float(stop)])
+    mean_loss, stops = parts.accelerator.reduce(both, reduction="mean").tolist()
+    return mean_loss, stops > 0
+
+
+def _clip(parts: Parts) -> float:
+    """Clip the gradient where the Run says so; its norm before."""
+    if parts.run.clip_norm is not None:
+        return torch.nn.utils.clip_grad_norm_(parts.module.parameters(), parts.run.clip_norm).item()
+    gradients = [p.grad for p in parts.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item()
+
+
+def _evaluate(parts: Parts, *, last: bool) -> float:
+    """Mean validation loss, each predicted token counting the same."""
+    run, accelerator = parts.run, parts.accelerator
+    batches = run.data.validation_batches(
+        parts.dataset, batch_size=run.batch_size, max_batches=run.evaluation_batches
+    )
+    total = torch.zeros(2, dtype=torch.float64)
+    parts.module.eval()
+    _set_mode(parts.optimizer, "eval")
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            if index % accelerator.num_processes == accelerator.process_index:
+                loss = run.model.loss(parts.module, batch.to(accelerator.device))
+                total += torch.tensor([loss.item() * len(batch), len(batch)], dtype=total.dtype)
+    if not last:
+        # After the last step the weights stay those that were evaluated, to be saved.
+        _set_mode(parts.optimizer, "train")
+        parts.module.train()
+    if accelerator.num_processes > 1:
+        kind = torch.float32 if accelerator.device.type == "mps" else total.dtype
+        total = accelerator.reduce(total.to(accelerator.device, kind), reduction="sum").cpu()
+    if total[1] == 0:
+        raise ValueError("the validation data have no batch; hold out more of the data")
+    return (total[0] / total[1]).item()
+
+
+def _set_mode(optimizer: Any, mode: Literal["train", "eval"]) -> None:
+    # Schedule-free optimizers train other weights than those to be used.
+    if callable(switch := getattr(optimizer, mode, None)):
+        switch()
+
+
+def _set_lrs(optimizer: Any, lrs: list[float]) -> None:
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def _save(parts: Parts) -> None:
+    generators = [random_state()]
+    if parts.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        generators = gather_object(generators)
+    if parts.is_main:
+        run = parts.run
+        lrs = [float(group["lr"]) for group in parts.optimizer.param_groups]
+        state = {
+            "step": parts.step,
+            "seconds": parts.seconds,
+            "schedule": {"step": parts.step, "lrs": lrs},
+            "data": {"seed": run.seed, "step": parts.step},
+            "random": generators,
+        }
+        parts.home.save_checkpoint(
+            parts.step,
+            lambda folder: write_checkpoint(folder, parts.module, parts.optimizer, state),
+        )
+    parts.accelerator.wait_for_everyone()
