@@ -1,0 +1,81 @@
+"""Reports: what run folders say, as tables and figures. Reads files only; needs no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nomadam.reports.arms import Comparison, read_comparison
+from nomadam.reports.drawing import Picture
+from nomadam.reports.figures import draw_all
+from nomadam.reports.html import SECTIONS, lead_text, page
+from nomadam.reports.tables import (
+    common_cells,
+    difference_cells,
+    environment_cells,
+    explanation,
+    markdown,
+    markdown_table,
+    markdown_text,
+    rows_of,
+    summary_rows,
+)
+
+__all__ = ["summary_rows", "write_report"]
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write report.md, report.html and figures/ on the runs of some folders.
+
+    The same folders give the same bytes. Files of an earlier report are replaced.
+
+    Args:
+        folders: run folders and comparison folders, mixed as you like; each run counts once.
+        out: folder to write to; made where it is missing.
+
+    Returns:
+        The paths that were written, report.md and report.html first.
+
+    Raises:
+        ValueError: a folder that is neither, or runs on different data.
+        ImportError: matplotlib is not installed.
+    """
+    comparison = read_comparison([Path(folder) for folder in folders])
+    out = Path(out)
+    pictures = draw_all(comparison, out / "figures")
+    texts = {
+        out / "report.md": _markdown_page(comparison, pictures),
+        out / "report.html": page(comparison, rows_of(comparison), pictures),
+    }
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    drawn = [path for picture in pictures for path in (picture.png, picture.svg)]
+    return [*texts, *drawn]
+
+
+def _markdown_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
+    rows = rows_of(comparison)
+    parts = [f"# {markdown_text(comparison.title)}\n", f"{markdown_text(lead_text(comparison))}\n"]
+    if comparison.notes:
+        parts.append("".join(f"- {markdown_text(note)}\n" for note in comparison.notes))
+    parts += ["## Results\n", markdown(rows), f"{explanation(rows)}\n"]
+    for section, title in SECTIONS:
+        drawn = [picture for picture in pictures if picture.section == section]
+        parts += [f"## {title}\n"] if drawn else []
+        for picture in drawn:
+            alt, caption = markdown_text(picture.alt), markdown_text(picture.caption)
+            parts += [f"![{alt}](figures/{picture.name}.png)\n", f"{picture.title}. {caption}\n"]
+    parts.append("## Configuration\n")
+    if len(comparison.arms) > 1:
+        heads, cells = difference_cells(comparison)
+        parts += [
+            "What differs between the arms, their seeds included:\n",
+            markdown_table(heads, cells, left=range(len(heads))),
+            "What all arms have in common:\n",
+        ]
+    parts += [markdown_table(*common_cells(comparison), left=(0, 1)), "## Environment\n"]
+    heads, cells = environment_cells(comparison)
+    parts.append(
+        markdown_table(heads, cells, left=(0, 1))
+        if cells
+        else "The run folders hold no readable environment.json.\n"
+    )
+    return "\n".join(parts)

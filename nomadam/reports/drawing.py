@@ -1,0 +1,234 @@
+"""How every figure looks and is saved: one style, colours and markers, deterministic files."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomadam.reports.arms import Arm, Comparison
+
+# Okabe and Ito's colours without yellow, which is too pale for a line on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = (
+    "-",
+    (0, (5, 1.6)),
+    (0, (7, 1.5, 1.5, 1.5)),
+    (0, (1.6, 1.2)),
+    (0, (9, 2.5)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_ARMS = len(COLORS)
+INK, QUIET, GRID = "#1b1f24", "#57606a", "#e3e6ea"
+WIDTH = 5.4
+STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8c959f",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": "#8c959f",
+    "ytick.color": "#8c959f",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.9,
+    "lines.markersize": 6,
+    "hatch.linewidth": 0.7,
+    # Labels come from files: a dollar sign in one must not start a formula.
+    "text.parse_math": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "nomadam",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure that has been saved.
+
+    Args:
+        name: its file name without ending.
+        section: `curves`, `cost`, `sensitivity` or `gains`.
+        caption: what is drawn and how, in plain text.
+        alt: what a reader who can not see it should know.
+    """
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    alt: str
+    png: Path
+    svg: Path
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, line and marker of an arm; a faint one stands in the background."""
+
+    color: str
+    line: Any
+    marker: str
+    faint: bool = False
+
+
+def best_of_each(comparison: Comparison) -> list[Arm]:
+    """Return all arms where colours suffice, else the best arm of each optimizer."""
+    if len(comparison.arms) <= MOST_ARMS:
+        return list(comparison.arms)
+    best: dict[str, Arm] = {}
+    for arm in comparison.arms:
+        rival = best.get(arm.optimizer)
+        loss, other = arm.loss(), rival.loss() if rival else None
+        if rival is None or (loss is not None and (other is None or loss < other)):
+            best[arm.optimizer] = arm
+    return list(best.values())
+
+
+def looks(comparison: Comparison) -> dict[str, Look]:
+    """Return label -> look. Arms of one optimizer share its look where there are many arms."""
+    prominent = best_of_each(comparison)
+    crowded = len(prominent) < len(comparison.arms)
+    kinds = list(dict.fromkeys(a.optimizer if crowded else a.label for a in comparison.arms))
+    found = {}
+    for arm in comparison.arms:
+        i = kinds.index(arm.optimizer if crowded else arm.label)
+        # Seven colours and five lines: a second time round the pair is another one.
+        found[arm.label] = Look(
+            COLORS[i % len(COLORS)],
+            LINES[i % len(LINES)],
+            MARKERS[i % len(MARKERS)],
+            faint=arm not in prominent,
+        )
+    return found
+
+
+def shown(text: str, longest: int = 34) -> str:
+    """Return a label that fits: its middle is left out where it is too long.
+
+    Example:
+        >>> shown("transformer.h.0.attn.c_attn.weight", 18)
+        'transfor…tn.weight'
+    """
+    if len(text) > longest:
+        text = f"{text[: (longest - 1) // 2]}…{text[len(text) - longest // 2 :]}"
+    # matplotlib hides what begins with an underscore; a hair space before it is not seen.
+    return f"\u200a{text}" if text.startswith("_") else text
+
+
+def paler(color: str) -> str:
+    """Return a colour mixed with four parts of white; opaque, for a hatch lies on it.
+
+    Example:
+        >>> paler("#0072B2")
+        '#cce3f0'
+    """
+    parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round((part + 4 * 255) / 5):02x}" for part in parts)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as 0.001 or 3e-05, with a few within each decade.
+
+    Args:
+        axis: its limits stand already.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    steps = (1.0, 3.0) if high < 3000 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def counting_ticks(axis: Any) -> None:
+    """Keep the ticks few and round, and write large counts with k, M and G."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+
+
+def short_count(value: float) -> str:
+    """Return a count in few characters.
+
+    Example:
+        >>> short_count(307200), short_count(2.5), short_count(3e6)
+        ('307.2k', '2.5', '3M')
+    """
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit and abs(value) >= 1e4:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
+
+
+def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
+    """Put the legend above the axes, where it hides nothing, in as many columns as fit."""
+    texts = [shown(label) for label in labels]
+    columns = max(1, min(len(texts), 56 // (max(map(len, texts), default=1) + 5)))
+    figure.legend(
+        handles,
+        texts,
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=3.0,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+
+
+def save(
+    draw: Callable[[Any], None],
+    folder: Path,
+    name: str,
+    *,
+    height: float,
+    **words: str,
+) -> Picture:
+    """Draw on a new figure and save it as SVG and PNG; the same input gives the same bytes.
+
+    Args:
+        draw: called with an empty `matplotlib.figure.Figure`.
+        folder: exists already.
+        name: of the files, without ending.
+        height: inches; the width is the same for all figures.
+        words: section, title, caption and alt of the `Picture`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'reports draw with matplotlib: pip install "nomadam[lab]" installs it'
+        ) from error
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    # The reader's own matplotlibrc must not change a report, nor a report his settings.
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes: nothing to warn of.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        figure.savefig(png, dpi=200, metadata={"Software": None})
+    return Picture(name=name, png=png, svg=svg, **words)

@@ -1,0 +1,243 @@
+"""The figures of a report: learning curves, cost bars, learning-rate sensitivity, gains."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nomadam.reports.arms import Arm, Comparison
+from nomadam.reports.cost_figures import draw_costs
+from nomadam.reports.curves import AXES, curves, smoothing_window
+from nomadam.reports.drawing import (
+    COLORS,
+    LINES,
+    MARKERS,
+    QUIET,
+    Look,
+    Picture,
+    counting_ticks,
+    legend_above,
+    looks,
+    plain_ticks,
+    save,
+)
+from nomadam.reports.gain_figures import draw_gains
+from nomadam.reports.tables import fixed
+
+CROSS: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "x",
+    "markersize": 8,
+    "markeredgewidth": 2.2,
+}
+AXIS_LABELS = {"step": "step", "tokens": "training tokens", "seconds": "training time, s"}
+AXIS_TITLES = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
+
+
+def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
+    """Draw every figure that the runs have numbers for.
+
+    Args:
+        comparison: the arms.
+        folder: is made where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        *(_learning_curves(comparison, folder, axis) for axis in AXES),
+        _sensitivity(comparison, folder),
+        *draw_costs(comparison, folder),
+        *draw_gains(comparison, folder),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def _lines(comparison: Comparison, key: str, axis: str) -> list[tuple[Arm, list[Any]]]:
+    # Faint arms first, so that those with a name in the legend lie on top.
+    order = looks(comparison)
+    arms = sorted(comparison.arms, key=lambda arm: not order[arm.label].faint)
+    found = []
+    for arm in arms:
+        drawable = [c for c in curves(arm, key) if np.isfinite(c.x[axis]).any()]
+        if drawable:
+            found.append((arm, drawable))
+    return found
+
+
+def _top(lines: list[tuple[Arm, list[Any]]]) -> float | None:
+    """Return where the loss axis ends: a diverging line may leave it, no other does."""
+    healthy = [c.mean.max() for _, found in lines for c in found if not c.diverged]
+    starts = [c.mean[0] for _, found in lines for c in found]
+    return max(healthy or starts, default=None)
+
+
+def _draw_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: dict[str, Look]):
+    tops = _top(lines)
+    floor = min((c.mean.min() for _, found in lines for c in found), default=0.0)
+    if tops is not None and tops > floor:
+        margin = 0.05 * (tops - floor)
+        axes.set_ylim(floor - margin, tops + margin)
+    for arm, found in lines:
+        style = look[arm.label]
+        width, alpha = (1.0, 0.35) if style.faint else (1.9, 1.0)
+        for curve in found:
+            x = curve.x[axis]
+            thin = curve.diverged and len(arm.runs) > 1
+            axes.plot(
+                x,
+                curve.mean,
+                color=style.color,
+                linestyle=style.line,
+                alpha=alpha,
+                linewidth=1.0 if thin else width,
+            )
+            if curve.sd is not None and not style.faint:
+                axes.fill_between(
+                    x,
+                    curve.mean - curve.sd,
+                    curve.mean + curve.sd,
+                    alpha=0.18,
+                    color=style.color,
+                    linewidth=0,
+                )
+            if not style.faint and len(x) <= 60:
+                axes.plot(
+                    x,
+                    curve.mean,
+                    linestyle="none",
+                    marker=style.marker,
+                    markersize=4,
+                    color=style.color,
+                )
+            if curve.end is not None:
+                low, high = axes.get_ylim()
+                # A line that has left the axes is marked just below their top.
+                height = min(curve.mean[-1], high - 0.05 * (high - low))
+                axes.plot(curve.end[axis], height, color=style.color, zorder=5, **CROSS)
+
+
+def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture | None:
+    look = looks(comparison)
+    panels = [
+        (key, title, lines)
+        for key, title in (("validation_loss", "Validation loss"), ("train_loss", "Training loss"))
+        if (lines := _lines(comparison, key, axis))
+    ]
+    if not panels:
+        return None
+    present = {arm.label for _, _, lines in panels for arm, _ in lines}
+    named = [a for a in comparison.arms if a.label in present and not look[a.label].faint]
+    diverged = any(c.diverged for _, _, lines in panels for _, found in lines for c in found)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        all_axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+        for axes, (_, title, lines) in zip(all_axes, panels, strict=True):
+            _draw_loss(axes, lines, axis, look)
+            axes.set_title(title)
+            axes.set_ylabel("nats a token")
+            axes.margins(x=0.02)
+        counting_ticks(all_axes[-1].xaxis)
+        all_axes[-1].set_xlabel(AXIS_LABELS[axis])
+        handles = [
+            Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markersize=4)
+            for s in (look[a.label] for a in named)
+        ]
+        labels = [a.label for a in named]
+        if diverged:
+            handles.append(Line2D([], [], color=QUIET, **CROSS))
+            labels.append("diverged")
+        legend_above(figure, handles, labels)
+
+    ends = "; ".join(f"{a.label} {fixed(a.loss(), 3)}" for a in named if a.loss() is not None)
+    return save(
+        draw,
+        folder,
+        f"learning_curves_{AXIS_TITLES[axis]}",
+        height=2.5 * len(panels) + 0.3 + 0.2 * (len(named) // 2),
+        section="curves",
+        title=f"Learning curves against {AXIS_TITLES[axis]}",
+        caption=_curve_caption(comparison, look),
+        alt=f"Validation and training loss against {AXIS_TITLES[axis]}. Final validation loss: "
+        f"{ends or 'none yet'}.",
+    )
+
+
+def _curve_caption(comparison: Comparison, look: dict[str, Look]) -> str:
+    steps = max((len(run.metrics) for run in comparison.runs), default=0)
+    window = smoothing_window(steps)
+    text = f"Training loss: mean over the last {window} steps. " if window > 1 else ""
+    text += "Validation loss: as measured, on the held-out split."
+    if any(len(arm.runs) > 1 for arm in comparison.arms):
+        text += " Lines are means over the seeds, bands ± one standard deviation."
+    if any(style.faint for style in look.values()):
+        text += " Named is the best arm of each optimizer; its other arms are the faint lines."
+    return text
+
+
+def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
+    families = [(label, arms) for label, arms in comparison.families() if len(arms) > 1]
+    losses = [arm.loss() for _, arms in families for arm in arms]
+    known = [loss for loss in losses if loss is not None]
+    if not known:
+        return None
+    lost = any(arm.with_status("diverged") for _, arms in families for arm in arms)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        axes = figure.subplots()
+        handles = []
+        for index, (_, arms) in enumerate(families):
+            handles.append(_draw_family(axes, arms, index))
+        axes.set_xscale("log")
+        low, high = min(known), max(known)
+        margin = 0.08 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + (2.2 if lost else 1) * margin)
+        axes.margins(x=0.06)
+        plain_ticks(axes.xaxis)
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("final validation loss, nats a token")
+        labels = [label for label, _ in families]
+        if lost:
+            handles.append(Line2D([], [], color=QUIET, **CROSS))
+            labels.append("diverged")
+        legend_above(figure, handles, labels)
+
+    best = [min(arms, key=lambda a: (a.loss() is None, a.loss() or 0.0)) for _, arms in families]
+    return save(
+        draw,
+        folder,
+        "learning_rate_sensitivity",
+        height=3.9 + 0.2 * (len(families) // 2),
+        section="sensitivity",
+        title="Learning-rate sensitivity",
+        caption="Final validation loss against the learning rate, a line for each optimizer; "
+        "whiskers are ± one standard deviation over the seeds. A cross at the top marks a "
+        "learning rate at which a run diverged.",
+        alt="Final validation loss against learning rate. Best: "
+        + "; ".join(f"{a.label} {fixed(a.loss(), 3)}" for a in best)
+        + ".",
+    )
+
+
+def _draw_family(axes: Any, arms: list[Arm], index: int) -> Any:
+    color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+    for arm in arms:
+        losses = list(arm.losses().values())
+        if len(losses) > 1:
+            spread = float(np.std(losses, ddof=1))
+            axes.errorbar(arm.lr, arm.loss(), spread, color=color, capsize=3, elinewidth=1.2)
+    done = [(arm.lr, loss) for arm in arms if (loss := arm.loss()) is not None]
+    line = axes.plot(
+        [lr for lr, _ in done],
+        [loss for _, loss in done],
+        color=color,
+        linestyle=LINES[index % len(LINES)],
+        marker=marker,
+    )
+    lost = [arm.lr for arm in arms if arm.with_status("diverged")]
+    # At the top of the axes whatever the losses are: the loss of a diverged run is no number.
+    place = [0.97 - 0.035 * (index % 4)] * len(lost)
+    axes.plot(lost, place, transform=axes.get_xaxis_transform(), color=color, **CROSS)
+    return line[0]
