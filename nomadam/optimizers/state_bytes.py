@@ -1,0 +1,79 @@
+"""How many bytes of state each optimizer keeps for a model, from its shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nomadam.optimizers.adam_mini import mini_groups
+from nomadam.optimizers.muon_pair import muon_groups
+from nomadam.optimizers.param_groups import trainable_parameters
+
+
+def copies(number: int) -> Callable[[nn.Module, dict[str, Any]], int]:
+    """That many tensors like each parameter."""
+
+    def count(model: nn.Module, arguments: dict[str, Any]) -> int:
+        tensors = [parameter for _, parameter, _ in trainable_parameters(model)]
+        return sum(number * p.numel() * p.element_size() for p in tensors)
+
+    return count
+
+
+def momentum_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """One buffer, none at a momentum of 0."""
+    return copies(1)(model, arguments) if arguments["momentum"] else 0
+
+
+def sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """One buffer, in float32 for float16 parameters; none at a momentum of 0."""
+    if not arguments["momentum"]:
+        return 0
+    sizes = [(p.numel(), p.dtype, p.element_size()) for _, p, _ in trainable_parameters(model)]
+    return sum(n * (4 if dtype == torch.float16 else size) for n, dtype, size in sizes)
+
+
+def adam_mini_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """The first moment, and a number for each block."""
+    keys = ("head_dim", "blocks", "decay_embeddings")
+    groups = mini_groups(model, 0.0, **{key: arguments[key] for key in keys})
+    return sum(
+        (p.numel() + sum(count for count, _ in group["blocks"])) * p.element_size()
+        for group in groups
+        for _, p in group["params"]
+    )
+
+
+def prodigy_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """Two moments, the averaged gradient and the start, which is not kept where it is 0."""
+    total = 0
+    for _, p, _ in trainable_parameters(model):
+        slice_numel = math.ceil(p.numel() / arguments["slice_p"])
+        kept = slice_numel if p.is_meta or bool(p.any()) else 0
+        total += (2 * p.numel() + slice_numel + kept) * p.element_size()
+    return total
+
+
+def adafactor_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """Rows and columns of the last two dimensions; all of the second moment of vectors."""
+    total = 0
+    for _, p, _ in trainable_parameters(model):
+        numel = p.numel()
+        if p.ndim > 1:
+            numel = numel // max(p.shape[-1], 1) + numel // max(p.shape[-2], 1)
+        total += numel * p.element_size()
+    return total
+
+
+def muon_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """One buffer for hidden matrices, two for the rest."""
+    keys = ("head", "adamw", "convolutions", "decay_embeddings")
+    return sum(
+        (1 if group["method"] == "muon" else 2) * p.numel() * p.element_size()
+        for group in muon_groups(model, 0.0, **{key: arguments[key] for key in keys})
+        for _, p in group["params"]
+    )
