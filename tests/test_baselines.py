@@ -72,6 +72,12 @@ def test_a_row_can_be_searched(name):
         assert 0 < low < high
     if "lr" in row.search_space:
         assert row.search_space["lr"][0] < row.default_lr < row.search_space["lr"][1]
+    low, high = row.search_space["weight_decay"]
+    assert low < row.default_weight_decay < high
+    if name not in ("prodigy", "schedule_free_adamw"):
+        assert row.default_lr * row.default_weight_decay == pytest.approx(
+            1e-7 if name == "adam" else 1e-4
+        )
     assert row.schedule == ("constant" if name == "schedule_free_adamw" else "cosine")
 
 

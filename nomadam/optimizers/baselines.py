@@ -30,6 +30,8 @@ class Baseline:
         package: The package that holds the method, and the oldest version that is known to work.
         extra: The extra of nomadam that installs the package; None where torch is enough.
         default_lr: Learning rate to begin with, a guess for a small GPT and no more.
+        default_weight_decay: Decay that goes with it, such that where it is decoupled
+            `lr * weight_decay`, by which a step shrinks the weights, is 1e-4 (Prodigy: its own).
         search_space: Argument (`lr`, `weight_decay` or one of `arguments()`) to the lowest and the
             highest value of a log-uniform search. What is not in it stays as it is.
         schedule: Name of the learning-rate schedule that goes with it, after a warm-up.
@@ -52,6 +54,7 @@ class Baseline:
     package: str = "torch"
     extra: str | None = None
     default_lr: float
+    default_weight_decay: float
     search_space: Mapping[str, tuple[float, float]]
     schedule: str = "cosine"
     state_bytes_per_param: float
@@ -162,6 +165,7 @@ _ROWS = (
         summary="SGD with a learning rate for each block, measured once at initialisation.",
         package="nomadam",
         default_lr=1e-2,
+        default_weight_decay=1e-2,
         search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-3, 1.0)},
         state_bytes_per_param=4,
         make=SGDSaI,
@@ -172,6 +176,7 @@ _ROWS = (
         summary="SGD with EMA momentum (dampening = momentum: lr 10 here is 1 in torch's usual "
         "form) and coupled decay.",
         default_lr=1.0,
+        default_weight_decay=1e-4,
         search_space={"lr": (3e-2, 3e1), "weight_decay": (1e-6, 1e-2)},
         state_bytes_per_param=4,
         make=libraries.sgdm,
@@ -183,6 +188,7 @@ _ROWS = (
         "decay has to be small: a step takes lr * weight_decay of each weight.",
         package="nomadam",
         default_lr=1.0,
+        default_weight_decay=1e-4,
         search_space={"lr": (3e-2, 3e1), "weight_decay": (1e-6, 1e-2)},
         state_bytes_per_param=4,
         make=SGDSaI,
@@ -193,6 +199,7 @@ _ROWS = (
         name="adam",
         summary="Adam with coupled decay (arXiv 1412.6980).",
         default_lr=1e-3,
+        default_weight_decay=1e-4,
         search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-6, 1e-2)},
         state_bytes_per_param=8,
         make=libraries.adam,
@@ -202,6 +209,7 @@ _ROWS = (
         name="adamw",
         summary="Adam with decoupled decay (arXiv 1711.05101).",
         default_lr=1e-3,
+        default_weight_decay=1e-1,
         search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
         state_bytes_per_param=8,
         make=libraries.adamw,
@@ -214,6 +222,7 @@ _ROWS = (
         "instead of one for each head.",
         package="nomadam",
         default_lr=1e-3,
+        default_weight_decay=1e-1,
         search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
         state_bytes_per_param=4,
         make=libraries.adam_mini,
@@ -227,6 +236,7 @@ _ROWS = (
         package="prodigyopt>=1.1.2",
         extra="baselines",
         default_lr=1.0,
+        default_weight_decay=1e-1,
         search_space={"d_coef": (1e-1, 1e1), "weight_decay": (1e-3, 1.0)},
         state_bytes_per_param=16,
         make=libraries.prodigy,
@@ -239,6 +249,7 @@ _ROWS = (
         package="pytorch_optimizer>=4.0",
         extra="baselines",
         default_lr=1e-4,
+        default_weight_decay=1.0,
         search_space={"lr": (3e-6, 3e-3), "weight_decay": (1e-2, 1e1)},
         state_bytes_per_param=4,
         make=libraries.lion,
@@ -250,6 +261,7 @@ _ROWS = (
         "weights. torch's default floor of 1.2e-7 under the mean squared gradient is above "
         "usual gradients of a language model: 1e-15 here.",
         default_lr=5e-2,
+        default_weight_decay=2e-3,
         search_space={"lr": (1e-3, 1.0), "weight_decay": (1e-4, 1e-1)},
         state_bytes_per_param=0,
         make=libraries.adafactor,
@@ -262,6 +274,7 @@ _ROWS = (
         package="schedulefree>=1.4",
         extra="baselines",
         default_lr=3e-3,
+        default_weight_decay=3e-2,
         search_space={"lr": (1e-4, 1e-1), "weight_decay": (1e-3, 1.0)},
         schedule="constant",
         state_bytes_per_param=8,
@@ -274,6 +287,7 @@ _ROWS = (
         "AdamW, at 8 bytes, on embeddings, output layer and vectors.",
         package="torch>=2.9",
         default_lr=1e-3,
+        default_weight_decay=1e-1,
         search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
         state_bytes_per_param=4,
         make=libraries.muon,
