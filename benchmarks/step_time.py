@@ -2,7 +2,7 @@
 
 Every round steps each optimizer once, in turn, so that a change of the machine's speed meets all of
 them; what is printed is the median over the rounds of the time and of its ratio to torch's fused
-AdamW. Run: ``python benchmarks/step_time.py [--layers 12] [--width 768] [--rounds 30] [--out FILE]``.
+AdamW. Run: ``python benchmarks/step_time.py [--layers 12] [--width 768] [--rounds 30]``.
 """
 
 import argparse
@@ -108,7 +108,9 @@ def main() -> None:
     results = measure(args)
     numel = sum(torch.Size(s).numel() for s in
                 shapes(args.layers, args.width, args.vocabulary, args.context))  # fmt: skip
-    print(f"{numel / 1e6:.1f} M parameters, float32, {args.device}, {torch.get_num_threads()} threads")
+    print(
+        f"{numel / 1e6:.1f} M parameters, float32, {args.device}, {torch.get_num_threads()} threads"
+    )
     print(f"{'optimizer':28} {'step ms':>9} {'/ AdamW fused':>14} {'first step ms':>14}")
     for name, row in sorted(results.items(), key=lambda item: item[1]["ratio"]):
         print(f"{name:28} {row['step_ms']:9.1f} {row['ratio']:14.2f} {row['first_step_ms']:14.1f}")
