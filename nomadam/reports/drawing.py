@@ -230,5 +230,7 @@ def save(
         FigureCanvasAgg(figure)
         draw(figure)
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        # The layout is found already; finding it again would take as long as the drawing.
+        figure.set_layout_engine("none")
         figure.savefig(png, dpi=200, metadata={"Software": None})
     return Picture(name=name, png=png, svg=svg, **words)
