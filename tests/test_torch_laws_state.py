@@ -5,7 +5,9 @@ The list of all laws, and where each is run, is in ``test_torch_laws.py``.
 
 import io
 import pickle
+from collections import ChainMap
 from copy import deepcopy
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -366,3 +368,12 @@ def test_deepcopy_and_pickle_go_on_as_the_original(configuration, copied):
     steps(*other, grads[3:])
     assert_equal(list(other[0]), list(model))
     assert_equal(other[1].state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("mapping", [dict, MappingProxyType, ChainMap])
+def test_optimizer_with_any_mapping_of_gains_can_be_copied(mapping):
+    optimizer = SGDSaI([torch.ones(2)], gain=mapping({0: 2.0}))
+    for other in (deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        other.param_groups[0]["params"][0].grad = torch.ones(2)
+        other.step()
+        assert other.gains() == {0: 2.0}
