@@ -222,10 +222,10 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
         >>> from nomadam.experiments.gpt2_pretraining import demo
         >>> override(demo(), {"optimizer.lr": "3e-4", "clip_norm": "none"}).optimizer.lr
         0.0003
-        >>> override(demo(), {"optimizer.rl": "3e-4"})
+        >>> override(demo(), {"lr": "3e-4"})
         Traceback (most recent call last):
         ...
-        ValueError: unknown field 'optimizer.rl'; nearest: optimizer.lr
+        ValueError: unknown field 'lr'; nearest: optimizer.lr
     """
     known = list(_leaves(run))
     for field in changes:

@@ -154,7 +154,7 @@ def describe(annotation: Any) -> str:
 
     Example:
         >>> describe(int | None)
-        'an integer or none'
+        'none or an integer'
     """
     words = {
         bool: "true or false",

@@ -31,7 +31,7 @@ class GPT2Model:
     Example:
         >>> model = GPT2Model(layers=1, heads=2, width=8).build(vocab_size=16, context=4)
         >>> sum(parameter.numel() for parameter in model.parameters())
-        976
+        952
     """
 
     layers: int

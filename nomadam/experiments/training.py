@@ -113,8 +113,7 @@ def _loop(
             began = time.perf_counter()
             factor = run.schedule.factor(step, run.steps)
             _set_lrs(optimizer, [lr * factor for lr in parts.peak_lrs])
-            train_loss = _gradient(parts, step)
-            train_loss, stopped = _agree(parts, train_loss, stop.requested)
+            train_loss = _mean(parts, _gradient(parts, step).item())
             record: dict[str, Any] = {
                 "step": step,
                 "tokens": step * tokens_a_step,
@@ -148,6 +147,7 @@ def _loop(
                     progress(record)
             if diverged:
                 return step
+            stopped = _mean(parts, float(stop.requested)) > 0
             if step % run.checkpoint_every == 0 or step == run.steps or stopped:
                 _save(parts)
             if stopped and step < run.steps:
@@ -158,10 +158,10 @@ def _loop(
     return None
 
 
-def _gradient(parts: Parts, step: int) -> Any:
+def _gradient(parts: Parts, step: int) -> torch.Tensor:
     """Leave the gradient of a step in the parameters; the mean loss over this process's rows."""
     run, accelerator = parts.run, parts.accelerator
-    total = None
+    total = torch.zeros((), device=accelerator.device)
     for micro in range(run.accumulation):
         batch = run.data.train_batch(
             parts.dataset, seed=run.seed, step=step, micro=micro, batch_size=run.batch_size
@@ -171,7 +171,7 @@ def _gradient(parts: Parts, step: int) -> Any:
         with contextlib.nullcontext() if last else accelerator.no_sync(parts.model):
             loss = run.model.loss(parts.model, _own_rows(parts, batch)) / run.accumulation
             accelerator.backward(loss)
-        total = loss.detach() if total is None else total + loss.detach()
+        total += loss.detach()
     return total
 
 
@@ -181,13 +181,12 @@ def _own_rows(parts: Parts, batch: Any) -> Any:
     return rows.to(accelerator.device, non_blocking=True)
 
 
-def _agree(parts: Parts, loss: Any, stop: bool) -> tuple[float, bool]:
-    """The loss over all processes, and whether any of them was asked to stop."""
+def _mean(parts: Parts, value: float) -> float:
+    """The mean of a number over the processes, which then decide alike."""
     if parts.accelerator.num_processes == 1:
-        return loss.item(), stop
-    both = loss.new_tensor([loss.item(), float(stop)])
-    mean_loss, stops = parts.accelerator.reduce(both, reduction="mean").tolist()
-    return mean_loss, stops > 0
+        return value
+    mine = torch.tensor(value, device=parts.accelerator.device)
+    return parts.accelerator.reduce(mine, reduction="mean").item()
 
 
 def _clip(parts: Parts) -> float:
