@@ -162,19 +162,21 @@ def counting_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: short_count(value, max(map(abs, axis.get_view_interval()))))
+    )
 
 
-def short_count(value: float) -> str:
-    """Return a count in few characters.
+def short_count(value: float, largest: float) -> str:
+    """Return a count in few characters, in the unit that suits the largest of its axis.
 
     Example:
-        >>> short_count(307200), short_count(2.5), short_count(3e6)
-        ('307.2k', '2.5', '3M')
+        >>> short_count(5000, 20000), short_count(2.5, 10), short_count(300, 800)
+        ('5k', '2.5', '300')
     """
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit and abs(value) >= 1e4:
-            return f"{value / unit:g}{letter}"
+        if largest >= max(unit, 1e4):
+            return f"{value / unit:g}{letter}" if value else "0"
     return f"{value:g}"
 
 

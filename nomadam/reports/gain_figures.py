@@ -36,7 +36,7 @@ class Series:
 
 
 def draw_gains(comparison: Comparison, folder: Path) -> list[Picture]:
-    """Draw gain and gain / sqrt(numel), a row a block in the model's order.
+    """Draw gain and gain / sqrt(numel), a row a block, layer by layer.
 
     With more than 60 blocks a row is a kind of tensor: its blocks share it, the first layer at
     its top and the last at its bottom. At most three arms are drawn, the best ones; of arms with
@@ -46,17 +46,20 @@ def draw_gains(comparison: Comparison, folder: Path) -> list[Picture]:
         comparison: its runs may be without gains: then there is no figure.
         folder: exists already.
     """
-    arms = _distinct([arm for arm in comparison.arms if _sizes(arm)])
-    if not arms:
+    measured = [arm for arm in comparison.arms if _sizes(arm)]
+    if not measured:
         return []
+    arms = _distinct(measured)
     numel, series = _sizes(arms[0]), _series(comparison, arms[:MOST_ARMS])
     rows = rows_of_blocks(list(numel))
     grouped = len(rows) < len(numel)
-    caption = f"{len(numel)} blocks in the model's order, a row " + (
+    caption = f"{len(numel)} blocks layer by layer, a row " + (
         "a kind of tensor, its first layer on top." if grouped else "a block."
     )
     if any(len(gains) > 1 for one in series for gains in one.gains.values()):
         caption += " Dots: mean over the seeds; lines: their range."
+    if len(arms) < len(measured):
+        caption += " Arms with the same gains are drawn once, arms of another model left out."
     if len(arms) > MOST_ARMS:
         caption += f" The best {MOST_ARMS} of {len(arms)} arms."
     ratios = [
@@ -99,7 +102,24 @@ def draw_gains(comparison: Comparison, folder: Path) -> list[Picture]:
 
 
 def _sizes(arm: Arm) -> dict[str, float]:
-    return {block: size for run in arm.runs for block, (_, size) in run.gains.items()}
+    sizes = {block: size for run in arm.runs for block, (_, size) in run.gains.items()}
+    return {block: sizes[block] for block in layer_by_layer(list(sizes))}
+
+
+def layer_by_layer(names: list[str]) -> list[str]:
+    """Return the names with each layer's together, else in their order.
+
+    An optimizer knows its blocks by group, with norms and biases after all matrices.
+
+    Example:
+        >>> layer_by_layer(["wte", "h.0.attn", "h.1.attn", "h.0.norm", "h.1.norm", "norm"])
+        ['wte', 'h.0.attn', 'h.0.norm', 'h.1.attn', 'h.1.norm', 'norm']
+    """
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        found = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+        layers.setdefault(found[0] if found else name, []).append(name)
+    return [name for layer in layers.values() for name in layer]
 
 
 def _distinct(arms: list[Arm]) -> list[Arm]:
@@ -211,14 +231,15 @@ def _draw(
 
 
 def _ratio_ticks(axes: Any, ratios: list[float]) -> None:
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = min(0.95, *ratios), max(1.05, *ratios)
     margin = (high / low) ** 0.05
     axes.set_xlim(low / margin, high * margin)
     plain_ticks(axes.xaxis)
     if high < 8 * low:
-        # Within a decade a logarithmic axis has too few ticks of its own.
-        ticks = MaxNLocator(6).tick_values(low, high)
-        axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low / margin <= t]))
+        # Within a decade a logarithmic axis has too few ticks of its own; these begin at 1.
+        step = next((s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if 6 * s > high - low), 1.0)
+        ticks = [round(1 + place * step, 2) for place in range(-8, 9)]
+        axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick > 0]))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -46,18 +46,21 @@ p { margin: 0.5rem 0; max-width: 78ch; }
   background: var(--warn); border-left: 4px solid var(--warn-line); border-radius: 4px; }
 .box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; margin: 0.8rem 0; }
 .box:focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; font-size: 0.92rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: 0.5rem 0.8rem; text-align: right; vertical-align: top; white-space: nowrap;
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.92rem;
+  line-height: 1.4; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: 0.5rem 0.75rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th { background: var(--card); font-weight: 600; vertical-align: bottom; }
-thead th { white-space: normal; min-width: 6.6rem; color: var(--quiet); font-size: 0.84rem; }
+th { background: var(--card); font-weight: 600; }
+thead th { vertical-align: bottom; white-space: normal; min-width: 6.6rem; max-width: 12rem;
+  color: var(--quiet); font-size: 0.84rem; overflow-wrap: break-word; }
 tbody tr:last-child > * { border-bottom: 0; }
 .text, tbody th { text-align: left; }
 thead th:first-child, thead th:nth-child(2) { min-width: 0; }
 /* The arm stays in sight while the box scrolls. */
 th:first-child { position: sticky; left: 0; z-index: 1; }
-tbody th { background: var(--page); }
+tbody th { background: var(--page); white-space: normal; overflow-wrap: anywhere;
+  min-width: min(11rem, 30vw); max-width: min(22rem, 42vw); }
+td:last-child { white-space: normal; min-width: 7rem; }
 .fields { margin: 0.8rem 0; columns: 3 360px; column-gap: 2.2rem; font-size: 0.92rem; }
 .fields div { break-inside: avoid; padding: 0.32rem 0; border-bottom: 1px solid var(--line);
   display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); gap: 0.8rem; }

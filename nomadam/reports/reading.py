@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import unicodedata
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ class RunRecord:
         status: `finished`, `diverged` or `unfinished`.
         configuration: the `Run`, flattened to dotted fields (`optimizer.lr`), in its own order.
         metrics: one dictionary a step, steps ascending, each step once.
-        gains: block name -> (gain, number of elements), blocks in the model's order.
+        gains: block name -> (gain, number of elements), in the file's order.
         notes: what could not be read, in words.
     """
 
@@ -283,7 +284,8 @@ def read_folders(folders: list[Path]) -> Reading:
             if path.resolve() in runs:
                 continue
             if hint and not (path / "run.json").is_file():
-                notes.append(f"Left out: {hint}, for there is no run in {path} yet")
+                missing = os.path.normpath(path)
+                notes.append(f"Left out: {hint}, for there is no run in {missing} yet")
                 continue
             runs[path.resolve()] = read_run(path, hint)
     if not runs:

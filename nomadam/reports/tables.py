@@ -141,43 +141,37 @@ def size(value: float | None) -> str:
 
 
 def summary_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and the texts of the summary table, not escaped, the units in the heads."""
+    """Return the heads and the texts of the summary table, not escaped, the units in the heads.
+
+    Without a reference the two columns that relate to it are left out.
+    """
+    columns = {
+        "arm": [row["label"] for row in rows],
+        "seeds": [str(row["num_seeds"]) for row in rows],
+        "validation loss": [
+            with_sd(row["validation_loss"], row["validation_loss_sd"]) for row in rows
+        ],
+        "difference": [
+            "reference"
+            if row["is_reference"]
+            else with_sd(row["difference"], row["difference_sd"], signed=True)
+            for row in rows
+        ],
+        "state, MB": [size(row["state_mb"]) for row in rows],
+        "state, bytes/param": [fixed(row["state_bytes_per_param"], 2) for row in rows],
+        "state relative": [
+            DASH if row["state_ratio"] is None else f"{fixed(row['state_ratio'], 2)}×"
+            for row in rows
+        ],
+        "optimizer step, ms": [milliseconds(row["optimizer_ms"]) for row in rows],
+        "peak memory, MB": [fixed(row["peak_memory_mb"], 0) for row in rows],
+        "status": [row["status"] for row in rows],
+    }
     reference = rows[0]["reference"] if rows else None
-    to = f" to {reference}" if reference else ""
-    heads = [
-        "arm",
-        "seeds",
-        "validation loss",
-        f"difference{to}",
-        "state, MB",
-        "state, bytes/param",
-        f"state relative{to}",
-        "optimizer step, ms",
-        "peak memory, MB",
-        "status",
-    ]
-    cells = []
-    for row in rows:
-        ratio = row["state_ratio"]
-        cells.append(
-            [
-                row["label"],
-                str(row["num_seeds"]),
-                with_sd(row["validation_loss"], row["validation_loss_sd"]),
-                "reference"
-                if row["is_reference"]
-                else with_sd(row["difference"], row["difference_sd"], signed=True),
-                size(row["state_mb"]),
-                fixed(row["state_bytes_per_param"], 2),
-                DASH if ratio is None else f"{fixed(ratio, 2)}×",
-                milliseconds(row["optimizer_ms"]),
-                size(row["peak_memory_mb"])
-                if row["peak_memory_mb"] is None
-                else fixed(row["peak_memory_mb"], 0),
-                row["status"],
-            ]
-        )
-    return heads, cells
+    related = ("difference", "state relative")
+    kept = [head for head in columns if reference is not None or head not in related]
+    heads = [f"{head} to {reference}" if head in related else head for head in kept]
+    return heads, [list(cells) for cells in zip(*(columns[head] for head in kept), strict=True)]
 
 
 def explanation(rows: list[dict[str, Any]]) -> str:
