@@ -227,3 +227,18 @@ def test_misspelt_argument_is_a_type_error(case):
     if case.blockwise:
         with pytest.raises(TypeError, match="momentun"):
             case.make(blocks(), momentun=0.9)
+
+
+@rows([case for case in CASES if case.keeps_gradients])
+def test_accumulated_gradients_are_one_gradient(case):
+    tokens, results = torch.arange(8), []
+    for num_parts in (1, 4):
+        model = small_model()
+        optimizer = case.build(model)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for part in tokens.chunk(num_parts):
+                (1e-2 * model(part).square().sum()).backward()
+            optimizer.step()
+        results.append(values(model.parameters()))
+    assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -33,10 +33,12 @@ peak_memory_foreach                          test_foreach_needs_at_most_one_inte
 foreach_large_tensor                         test_foreach_takes_a_large_tensor_in_slices (2 ** 21
                                              elements; 2 ** 32 need 72 GB on a GPU)
 defaults_changed_to_foreach                  test_default_is_foreach_where_torch_has_it_so
-optimizers_differentiable_wrt_params         test_differentiable_in_parameter_gradient_and_momentum
+optimizers_differentiable_wrt_params         test_differentiable_in_parameter_gradient_and_momentum,
+                                             test_gain_is_a_constant_to_autograd
 differentiable_lr                            test_differentiable_in_lr (there without momentum, here
                                              with and without)
 compiled optimizers, correctness             test_compiled_step_equals_eager,
+                                             test_compiled_step_equals_eager_through_aot,
                                              test_compiled_step_with_a_scheduler_equals_eager,
                                              test_compiled_step_guards_on_missing_gradients
 
@@ -48,7 +50,7 @@ can_load_from_to_named_state_dict            test_named_and_unnamed_state_dicts_
 save_load_equality_with_weights_only         test_saved_and_loaded_are_equal
 load_nontensor_step                          test_gain_that_is_no_tensor_loads
 state_dict_cross_device, cpu_load_state_     test_state_goes_to_its_parameters_device_and_dtype,
-  dict, state_dict_with_cuda_params          (onto the meta device and from float64; a GPU as well
+  dict, state_dict_with_cuda_params          (onto the meta device, into other dtypes; onto a GPU
                                              where there is one)
 state_dict_pre_hook, .._post_hook,           test_state_dict_hooks
   .._pre_post_hook
@@ -56,7 +58,8 @@ load_state_dict_pre_hook_and_prepend,        test_load_state_dict_pre_hooks_in_o
   .._post_hook, .._pre_post_hook             test_load_state_dict_post_hook_sees_the_loaded_state
 step_pre_hook, step_post_hook                test_step_hooks
 step_all_hooks                               test_step_hooks_of_all_optimizers
-deepcopy_copies_all_public_attrs             test_deepcopy_and_pickle_go_on_as_the_original
+deepcopy_copies_all_public_attrs             test_deepcopy_and_pickle_go_on_as_the_original,
+                                             test_optimizer_with_any_mapping_of_gains_can_be_copied
 
 Left out:
 forloop_goes_right_direction_multigpu        needs two GPUs
@@ -65,7 +68,8 @@ fused_matches_forloop, fused_error_on_       no fused kernel yet: fused=True is 
   params_on_meta, fused_large_tensor,
   fused_does_not_step_if_foundinf, fused_
   cpu_matches_device, fused_mixed_precision_*
-capturable (an argument of some laws)        SGDSaI has no step count to keep on the device
+capturable, CUDA graphs                      need a GPU, and an argument that SGDSaI has no need of
+TestLRScheduler, TestSWAUtils                of schedulers and averages, not of optimizers
 differentiable_weight_decay, differentiable_ the decay is a number here; a tensor is refused
   weight_decay_and_lr
 adamw_serialization                          of Adam and AdamW alone

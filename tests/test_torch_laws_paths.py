@@ -271,7 +271,7 @@ def test_compiled_step_equals_eager(configuration):
 
 
 @pytest.mark.parametrize("configuration", ["default", "tensor lr & foreach", "nesterov & foreach"])
-def test_compiled_step_equals_eager_through_autograd_tracing(configuration):
+def test_compiled_step_equals_eager_through_aot(configuration):
     compiled, eager = compiled_and_eager(configuration, "aot_eager", steps=3)
     assert_close(compiled, eager)
 
