@@ -107,7 +107,7 @@ class SGDSaI(Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
             "eps": eps,
-            "gain": gain,
+            "gain": dict(gain) if isinstance(gain, Mapping) else gain,
             "normalize": normalize,
             "largest_gain": 0.0,  # the divisor of normalize, 0 until it is settled
             "nesterov": nesterov,
@@ -256,7 +256,7 @@ class SGDSaI(Optimizer):
                 if _is_measured(state):  # momentum was switched on in mid-course
                     state["momentum_buffer"].copy_(-grad if group["maximize"] else grad)
             momentum_buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
-            blocks.append(_Block(param, grad, momentum_buffer, state))
+            blocks.append(_Block(param, grad.resolve_conj(), momentum_buffer, state))
         return blocks
 
     @torch._disable_dynamo

@@ -109,6 +109,8 @@ def update_foreach(
 
 def _descend(p: Tensor, direction: Tensor, lr: float | Tensor, gain: float) -> None:
     if isinstance(lr, Tensor):
+        # A learnable lr saves what it multiplies, and the next step writes into the buffer.
+        direction = direction.clone() if lr.requires_grad else direction
         p.addcmul_(direction, lr * gain, value=-1)
     else:
         p.add_(direction, alpha=-lr * gain)
