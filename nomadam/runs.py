@@ -296,23 +296,22 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            if not self._is_disk_full(error):
+            if not _is_disk_full(error):
                 raise
             kept = [step for step, _ in self._all_checkpoints()]
             intact = f"the checkpoint of step {kept[-1]} is intact" if kept else "nothing is lost"
             message = f"no space left for {self.path}; {intact}: free some and run the same again"
             raise DiskFullError(errno.ENOSPC, message) from error
 
-    def _is_disk_full(self, error: BaseException) -> bool:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    # torch hides the OSError behind one of its own, safetensors tells of it in words only.
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "no space left on device" in str(error).lower():
             return True
-        # torch and safetensors tell of it in words, or only that a write failed.
-        words = str(error).lower()
-        if "no space left" in words or "os error 28" in words:
-            return True
-        with contextlib.suppress(OSError):
-            return "write" in words and shutil.disk_usage(self.path).free < 2**16
-        return False
+        error = error.__context__
+    return False
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,10 +1,12 @@
 """Trainings that are stopped, killed or damaged, and started again: always the same training."""
 
 import errno
+import io
 import os
 import signal
 
 import pytest
+import safetensors.torch
 import torch
 from tiny_training import (
     TinyData,
@@ -16,6 +18,7 @@ from tiny_training import (
     weights,
 )
 
+from nomadam.experiments import checkpoints
 from nomadam.experiments.training import train
 from nomadam.runs import DiskFullError, Interrupted, RunFolder, RunFolderError
 
@@ -121,20 +124,38 @@ def test_killed_between_the_last_checkpoint_and_the_result(tmp_path):
     assert {**result, "baseline_memory_mb": 0} == {**whole, "baseline_memory_mb": 0}
 
 
-def test_a_full_disk_in_a_checkpoint(tmp_path, monkeypatch):
+class FullFile(io.FileIO):
+    """A file on a disk that has no more room."""
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
+def test_a_full_disk_in_a_checkpoint(tmp_path, monkeypatch, name):
     run = tiny_run()
     go(run, tmp_path / "whole")
-    write, calls = torch.save, []
+    opened = []
 
-    def full(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(*arguments, **options)
+    def open_full(path, mode="r"):
+        opened.append(path)
+        return FullFile(path, mode) if len(opened) == 2 else open(path, mode)
 
-    monkeypatch.setattr(torch, "save", full)
+    def save_full(tensors, path, metadata):
+        opened.append(path)
+        if len(opened) == 2:
+            words = "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise safetensors.SafetensorError(words)
+        path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    if name == "optimizer.pt":
+        # torch.save writes through Python's file and raises an error of its own.
+        monkeypatch.setattr(checkpoints, "open", open_full, raising=False)
+    else:
+        monkeypatch.setattr(safetensors.torch, "save_file", save_full)
     with pytest.raises(DiskFullError, match="the checkpoint of step 4 is intact"):
         go(run, tmp_path / "parts")
+    assert opened[1].name == name
     go(run, tmp_path / "parts")
     assert_same_training(tmp_path / "whole", tmp_path / "parts", 12)
 

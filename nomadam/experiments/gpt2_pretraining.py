@@ -67,9 +67,9 @@ def _small(optimizer: str, lr: float, *, name: str) -> Run:
         # A schedule-free optimizer wants a constant rate after the warm-up.
         schedule=Schedule(name=_schedule(optimizer), warmup_fraction=0.1),
         # 1024 tokens a step: a tenth of a second on two cores.
-        steps=600,
+        steps=500,
         batch_size=16,
-        evaluate_every=60,
+        evaluate_every=50,
         evaluation_batches=32,
         checkpoint_every=100,
     )
