@@ -12,7 +12,6 @@ from nomadam.reports.reading import RunRecord, number, read_folders
 DATA_IDENTITY = ("sha256", "tokenizer_sha256", "validation_tokens")
 # Beside the model and the data, what makes a comparison of optimizers uneven.
 UNEQUAL_TERMS = ("steps", "batch_size", "accumulation", "precision", "evaluation_batches")
-LABEL_FIELDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +166,18 @@ def short_value(value: Any) -> str:
 
 
 def _labels(bases: list[str], configurations: list[dict], folders: list[Path]) -> list[str]:
-    labels = []
-    for index, base in enumerate(bases):
-        same = [i for i, other in enumerate(bases) if other == base]
-        fields = differing([configurations[i] for i in same])
-        fields.sort(key=lambda key: not key.startswith("optimizer."))
-        own = configurations[index]
-        parts = [f"{k.rsplit('.', 1)[-1]}={short_value(own.get(k))}" for k in fields[:LABEL_FIELDS]]
-        labels.append(" ".join([base, *parts]))
+    labels = list(bases)
+    fields = sorted(differing(configurations), key=lambda key: not key.startswith("optimizer."))
+    for field in fields:
+        values = [short_value(own.get(field)) for own in configurations]
+        told: dict[str, set[str]] = {}
+        for label, value in zip(labels, values, strict=True):
+            told.setdefault(label, set()).add(value)
+        # Only what still tells apart arms of one name is worth a place in it.
+        labels = [
+            f"{label} {field.rsplit('.', 1)[-1]}={value}" if len(told[label]) > 1 else label
+            for label, value in zip(labels, values, strict=True)
+        ]
     labels = [
         f"{label} ({folder.name})" if labels.count(label) > 1 else label
         for label, folder in zip(labels, folders, strict=True)

@@ -180,15 +180,23 @@ def short_count(value: float, largest: float) -> str:
     return f"{value:g}"
 
 
+def _legend_columns(labels: list[str]) -> int:
+    longest = max((len(shown(label)) for label in labels), default=1)
+    return max(1, min(len(labels), 56 // (longest + 5)))
+
+
+def legend_height(labels: list[str]) -> float:
+    """Return the height in inches that `legend_above` takes of a figure."""
+    return 0.12 + 0.21 * -(-len(labels) // _legend_columns(labels))
+
+
 def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
     """Put the legend above the axes, where it hides nothing, in as many columns as fit."""
-    texts = [shown(label) for label in labels]
-    columns = max(1, min(len(texts), 56 // (max(map(len, texts), default=1) + 5)))
     figure.legend(
         handles,
-        texts,
+        [shown(label) for label in labels],
         loc="outside upper left",
-        ncols=columns,
+        ncols=_legend_columns(labels),
         handlelength=3.0,
         columnspacing=1.4,
         borderaxespad=0.2,

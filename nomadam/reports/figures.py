@@ -17,6 +17,7 @@ from nomadam.reports.drawing import (
     Picture,
     counting_ticks,
     legend_above,
+    legend_height,
     looks,
     plain_ticks,
     save,
@@ -127,6 +128,7 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
     present = {arm.label for _, _, lines in panels for arm, _ in lines}
     named = [a for a in comparison.arms if a.label in present and not look[a.label].faint]
     diverged = any(c.diverged for _, _, lines in panels for _, found in lines for c in found)
+    labels = [*(arm.label for arm in named), *(["diverged"] if diverged else [])]
 
     def draw(figure: Any) -> None:
         from matplotlib.lines import Line2D
@@ -143,10 +145,8 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
             Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markersize=4)
             for s in (look[a.label] for a in named)
         ]
-        labels = [a.label for a in named]
         if diverged:
             handles.append(Line2D([], [], color=QUIET, **CROSS))
-            labels.append("diverged")
         legend_above(figure, handles, labels)
 
     ends = "; ".join(f"{a.label} {fixed(a.loss(), 3)}" for a in named if a.loss() is not None)
@@ -154,7 +154,7 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
         draw,
         folder,
         f"learning_curves_{AXIS_TITLES[axis]}",
-        height=2.5 * len(panels) + 0.3 + 0.2 * (len(named) // 2),
+        height=2.45 * len(panels) + legend_height(labels),
         section="curves",
         title=f"Learning curves against {AXIS_TITLES[axis]}",
         caption=_curve_caption(comparison, look),
@@ -164,12 +164,16 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
 
 
 def _curve_caption(comparison: Comparison, look: dict[str, Look]) -> str:
-    steps = max((len(run.metrics) for run in comparison.runs), default=0)
-    window = smoothing_window(steps)
-    text = f"Training loss: mean over the last {window} steps. " if window > 1 else ""
+    windows = sorted({smoothing_window(len(r.metrics)) for r in comparison.runs if r.metrics})
+    text = f"Training loss: mean over the last {windows[-1]} steps"
+    if len(windows) > 1:
+        text += f" (of shorter lines fewer, at least {windows[0]})"
+    text = f"{text}. " if windows[-1] > 1 else ""
     text += "Validation loss: as measured, on the held-out split."
     if any(len(arm.runs) > 1 for arm in comparison.arms):
         text += " Lines are means over the seeds, bands ± one standard deviation."
+        if any(run.status == "diverged" for run in comparison.runs):
+            text += " Seeds that diverged are drawn by themselves, thin."
     if any(style.faint for style in look.values()):
         text += " Named is the best arm of each optimizer; its other arms are the faint lines."
     return text
@@ -182,6 +186,7 @@ def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
     if not known:
         return None
     lost = any(arm.with_status("diverged") for _, arms in families for arm in arms)
+    labels = [*(label for label, _ in families), *(["diverged"] if lost else [])]
 
     def draw(figure: Any) -> None:
         from matplotlib.lines import Line2D
@@ -198,10 +203,8 @@ def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
         plain_ticks(axes.xaxis)
         axes.set_xlabel("learning rate")
         axes.set_ylabel("final validation loss, nats a token")
-        labels = [label for label, _ in families]
         if lost:
             handles.append(Line2D([], [], color=QUIET, **CROSS))
-            labels.append("diverged")
         legend_above(figure, handles, labels)
 
     best = [min(arms, key=lambda a: (a.loss() is None, a.loss() or 0.0)) for _, arms in families]
@@ -209,7 +212,7 @@ def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
         draw,
         folder,
         "learning_rate_sensitivity",
-        height=3.9 + 0.2 * (len(families) // 2),
+        height=3.6 + legend_height(labels),
         section="sensitivity",
         title="Learning-rate sensitivity",
         caption="Final validation loss against the learning rate, a line for each optimizer; "

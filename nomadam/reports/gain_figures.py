@@ -13,6 +13,7 @@ from nomadam.reports.drawing import (
     MARKERS,
     Picture,
     legend_above,
+    legend_height,
     looks,
     plain_ticks,
     save,
@@ -73,6 +74,8 @@ def draw_gains(comparison: Comparison, folder: Path) -> list[Picture]:
     tallest = max(len(blocks) for _, blocks in rows)
     row_height = min(0.8, 0.26 + 0.016 * tallest) if grouped else 0.21
 
+    labels = [*(one.label for one in series), "sqrt(numel)"]
+
     def draw_gain(figure: Any) -> None:
         axes = _draw(figure, series, rows, numel, {block: 1.0 for block in numel})
         plain_ticks(axes.xaxis)
@@ -88,7 +91,7 @@ def draw_gains(comparison: Comparison, folder: Path) -> list[Picture]:
             draw,
             folder,
             name,
-            height=1.25 + row_height * len(rows),
+            height=0.85 + legend_height(labels) + row_height * len(rows),
             section="gains",
             title=title,
             caption=f"{caption} {found}",

@@ -59,7 +59,7 @@ thead th:first-child, thead th:nth-child(2) { min-width: 0; }
 /* The arm stays in sight while the box scrolls. */
 th:first-child { position: sticky; left: 0; z-index: 1; }
 tbody th { background: var(--page); white-space: normal; overflow-wrap: anywhere;
-  min-width: min(11rem, 30vw); max-width: min(22rem, 42vw); }
+  min-width: min(13rem, 30vw); max-width: min(22rem, 42vw); }
 td:last-child { white-space: normal; min-width: 7rem; }
 .fields { margin: 0.8rem 0; columns: 3 360px; column-gap: 2.2rem; font-size: 0.92rem; }
 .fields div { break-inside: avoid; padding: 0.32rem 0; border-bottom: 1px solid var(--line);
