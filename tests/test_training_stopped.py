@@ -18,7 +18,7 @@ from tiny_training import (
     weights,
 )
 
-from nomadam.experiments import checkpoints
+from nomadam.experiments import checkpoints, interruption
 from nomadam.experiments.training import train
 from nomadam.runs import DiskFullError, Interrupted, RunFolder, RunFolderError
 
@@ -56,6 +56,30 @@ def test_a_polite_kill_writes_a_checkpoint_too(tmp_path):
     assert caught.value.signal_name == "SIGTERM"
     assert weights(tmp_path, 2)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path, monkeypatch):
+    go(tiny_run(), tmp_path / "whole")
+    monkeypatch.setattr(interruption, "SECONDS_APART", -1.0)
+
+    def twice(record):
+        for _ in range(2 if record["step"] == 6 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="goes on after step 4 of 12") as caught:
+        go(tiny_run(), tmp_path / "parts", progress=twice)
+    assert caught.value.step == 4
+    go(tiny_run(), tmp_path / "parts")
+    assert_same_training(tmp_path / "whole", tmp_path / "parts", 12)
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path):
+    def twice(record):
+        for _ in range(2 if record["step"] == 6 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="goes on after step 6 of 12"):
+        go(tiny_run(), tmp_path, progress=twice)
 
 
 def test_a_stop_at_the_last_step_is_a_finish(tmp_path):

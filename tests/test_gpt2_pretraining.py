@@ -1,0 +1,72 @@
+"""The demonstration, made small, with every optimizer: it runs, stops, and goes on exactly."""
+
+import pytest
+import torch
+from tiny_training import assert_same_training, go, raise_signal_at
+
+from nomadam.experiments.configuration import override
+from nomadam.experiments.gpt2_pretraining import demo, small_openwebtext
+from nomadam.optimizers.baselines import BASELINES
+from nomadam.runs import Interrupted, RunFolder
+
+SMALL = {
+    "steps": "6",
+    "batch_size": "2",
+    "model.layers": "1",
+    "model.width": "32",
+    "data.vocab_size": "300",
+    "data.max_bytes": "200000",
+    "data.context": "16",
+    "evaluation_batches": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("optimizer", BASELINES)
+def test_it_runs_with_every_optimizer_and_goes_on_exactly(tmp_path, cache, optimizer):
+    if BASELINES[optimizer].extra:
+        pytest.importorskip(BASELINES[optimizer].package.split(">")[0].replace("-", "_"))
+    run = override(demo(optimizer), SMALL)
+    result = go(run, tmp_path / "whole", cache=cache)
+    assert result["status"] == "finished"
+    with pytest.raises(Interrupted):
+        go(run, tmp_path / "parts", cache=cache, progress=raise_signal_at(3, "SIGINT"))
+    go(run, tmp_path / "parts", cache=cache)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts", 6)
+    module = run.model.build(vocab_size=300, context=16)
+    predicted = BASELINES[optimizer].state_bytes(module, **run.optimizer.arguments)
+    # What is not counted there is a step or a gain for each of the nine tensors.
+    assert 0 <= result["state_bytes"] - predicted <= 9 * 16
+
+
+@pytest.mark.parametrize("precision", ["bf16_autocast", "bf16"])
+def test_low_precision_goes_on_exactly(tmp_path, cache, precision):
+    run = override(demo("sgd_sai"), {**SMALL, "precision": precision, "model.dropout": "0.1"})
+    go(run, tmp_path / "whole", cache=cache)
+    with pytest.raises(Interrupted):
+        go(run, tmp_path / "parts", cache=cache, progress=raise_signal_at(2, "SIGTERM"))
+    go(run, tmp_path / "parts", cache=cache)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts", 6)
+
+
+def test_the_data_are_described(tmp_path, cache):
+    run = override(demo("adamw"), SMALL)
+    go(run, tmp_path, cache=cache)
+    described = RunFolder(tmp_path).read_json("run.json")["data"]
+    assert len(described["sha256"]) == 64 and described["source"] == "stdlib"
+
+
+def test_the_papers_own_size_has_its_settings():
+    pytest.importorskip("transformers")
+    run = small_openwebtext("adamw")
+    with torch.device("meta"):
+        module = run.model.build(vocab_size=50304, context=run.data.context)
+    # GPT-2 small without biases: 50304 and 1024 embeddings, 12 blocks, 25 norms.
+    expected = 768 * (50304 + 1024 + 12 * 12 * 768 + 25)
+    assert sum(parameter.numel() for parameter in module.parameters()) == expected
+    assert run.schedule.factor(run.steps, run.steps) * run.optimizer.lr == pytest.approx(6e-5)
+    assert run.schedule.factor(2000, run.steps) == 1
