@@ -163,6 +163,32 @@ def test_a_checkpoint_without_its_metrics_is_passed_over(home):
         assert home.newest_checkpoint()[0] == 5
 
 
+def test_a_checkpoint_has_its_name_only_when_the_disk_has_all_of_it(home, monkeypatch):
+    events = []
+    sync, rename = os.fsync, type(home.path).rename
+
+    def noted_sync(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def noted_rename(path, target):
+        inodes = [file.stat().st_ino for file in (*path.iterdir(), path)]
+        assert len(inodes) == 4 and set(inodes) <= set(events) and not target.exists()
+        events.append("rename")
+        return rename(path, target)
+
+    home.append_metrics({"step": 1})
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(type(home.path), "rename", noted_rename)
+    home.save_checkpoint(1, write_state)
+    metrics, parent = (
+        path.stat().st_ino for path in (home.path / "metrics.jsonl", home.checkpoints)
+    )
+    # The metrics are on the disk before the checkpoint that counts on them.
+    assert metrics in events[: events.index("rename")]
+    assert events[events.index("rename") + 1 :] == [parent]
+
+
 def test_a_checkpoint_replaces_a_damaged_one_of_its_step(home):
     filled(home, 10)
     flip_a_bit(home.checkpoints / "step_00000010")
