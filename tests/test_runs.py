@@ -177,6 +177,7 @@ def test_a_checkpoint_has_its_name_only_when_the_disk_has_all_of_it(home, monkey
         events.append("rename")
         return rename(path, target)
 
+    home.write_json("run.json", {"run": {}})
     home.append_metrics({"step": 1})
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(type(home.path), "rename", noted_rename)
