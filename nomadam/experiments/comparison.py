@@ -1,0 +1,320 @@
+"""Compare optimizers: one Run per arm and seed, each trained in its own process, linked in a file.
+
+A comparison folder holds ``comparison.json``, which names the run folders, and the report. Whatever
+has finished stays finished: the same comparison started again goes on where it stopped.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nomadam.experiments.catalog import find_study, make_runs, takes_optimizer
+from nomadam.experiments.child_process import Outcome, run_in_child
+from nomadam.experiments.configuration import Run, override, short_hash, to_json
+from nomadam.runs import RunFolder
+
+DEFAULT_OPTIMIZERS = ("adamw", "sgdm", "sgd_sai")
+REFERENCE = "adamw"
+FORMAT = 1
+LINKS = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One Run of a comparison: one optimizer or grid point, with one seed.
+
+    Args:
+        label: what the arm is called; the same for every seed of it.
+        run: what is trained.
+        folder: its run folder.
+    """
+
+    label: str
+    run: Run
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """The label, and the seed where that is not 0."""
+        return f"{self.label} seed {self.run.seed}" if self.run.seed else self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The arms to be compared, and the folder that links them.
+
+    Args:
+        name: dotted name of the study.
+        arms: the arms of the first seed in their order, then those of the second, and so on.
+        folder: the comparison folder.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+    folder: Path
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, each once, in order."""
+        return list(dict.fromkeys(arm.label for arm in self.arms))
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are set against: AdamW where it takes part, else the first."""
+        names = {arm.label: arm.run.optimizer.name for arm in reversed(self.arms)}
+        return next((label for label in self.labels if names[label] == REFERENCE), self.labels[0])
+
+
+def plan_comparison(
+    name: str,
+    *,
+    optimizers: Sequence[str] = (),
+    num_seeds: int = 1,
+    overrides: Mapping[str, str] | None = None,
+    out: Path | None = None,
+) -> Comparison:
+    """Work out the arms of a comparison; nothing is trained or written.
+
+    A study function that takes ``optimizer=`` gives one arm for each optimizer, at its own learning
+    rate; one that returns a list of Runs gives one arm for each of them.
+
+    Args:
+        name: dotted path of a study function.
+        optimizers: names of optimizers; default adamw, sgdm and sgd_sai where the function takes
+            an optimizer, else what it returns.
+        num_seeds: seeds an arm, at least 1: the Run's own seed and those that follow it.
+        overrides: fields of every arm's Run to change, as ``override`` takes them.
+        out: the comparison folder; the run folders then lie in it. Default
+            ``runs/compare-<name>-<hash>``, with the run folders beside it, where ``nomadam run``
+            would put them.
+
+    Raises:
+        ValueError: an unknown name or field, a value out of its range, fewer than one seed.
+
+    Example:
+        >>> plan_comparison("gpt2_pretraining.demo", num_seeds=2).labels
+        ['adamw', 'sgdm', 'sgd_sai']
+    """
+    if num_seeds < 1:
+        raise ValueError(f"the number of seeds is {num_seeds}, should be at least 1")
+    if not optimizers and takes_optimizer(find_study(name)):
+        optimizers = DEFAULT_OPTIMIZERS
+    chosen: Sequence[str | None] = list(dict.fromkeys(optimizers)) or [None]
+    made = [run for optimizer in chosen for run in make_runs(name, optimizer=optimizer)]
+    changed = [override(run, dict(overrides or {})) for run in made]
+    labelled = list(zip(arm_labels(changed), changed, strict=True))
+    seeded = [
+        (label, replace(run, seed=run.seed + index))
+        for index in range(num_seeds)
+        for label, run in labelled
+    ]
+    distinct = {short_hash(run): (label, run) for label, run in reversed(seeded)}
+    digest = hashlib.sha256(json.dumps([name, *distinct]).encode()).hexdigest()[:8]
+    folder = Path("runs", f"compare-{name}-{digest}") if out is None else out
+    beside = folder.parent if out is None else folder
+    arms = tuple(
+        Arm(label=label, run=run, folder=beside / f"{run.name}-{run_hash}")
+        for run_hash, (label, run) in reversed(distinct.items())
+    )
+    return Comparison(name=name, arms=arms, folder=folder)
+
+
+def arm_labels(made: Sequence[Run]) -> list[str]:
+    """Name each Run by its optimizer and by the fields in which it differs from the others.
+
+    Example:
+        >>> run = make_runs("gpt2_pretraining.demo", optimizer="adamw")[0]
+        >>> other = override(run, {"optimizer.lr": "0.5"})
+        >>> arm_labels([run]), arm_labels([run, other])[1]
+        (['adamw'], 'adamw lr=0.5')
+    """
+    flat = [dict(_flatten(to_json(run))) for run in made]
+    paths = dict.fromkeys(path for fields in flat for path in fields)
+    labels = [run.optimizer.name for run in made]
+    for path in paths:
+        # A field that the labels so far tell already (the learning rate of each arm) adds nothing.
+        values: dict[str, set[str]] = {}
+        for label, fields in zip(labels, flat, strict=True):
+            values.setdefault(label, set()).add(json.dumps(fields.get(path)))
+        tells = any(len(distinct) > 1 for distinct in values.values())
+        if tells and path not in ("optimizer.name", "seed"):
+            short = path.rpartition(".")[2]
+            labels = [
+                f"{label} {short}={_short(fields.get(path))}"
+                for label, fields in zip(labels, flat, strict=True)
+            ]
+    return labels
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOutcome:
+    """What became of an arm.
+
+    Args:
+        status: ``finished``, ``diverged`` or ``failed``.
+        result: its ``result.json``, None where it failed.
+        trained: False where it had ended in an earlier call.
+        error: why it failed, in one message.
+        traceback: the traceback of the failure.
+        bad_input: whether what it was given is to blame (a ``ValueError``).
+    """
+
+    status: str
+    result: dict[str, Any] | None = None
+    trained: bool = True
+    error: str | None = None
+    traceback: str = ""
+    bad_input: bool = False
+
+
+def train_arm(
+    arm: Arm,
+    options: Mapping[str, Any],
+    make_progress: Callable[[str, int], Any],
+) -> dict[str, Any]:
+    """Train one arm in this process; what a comparison calls in a child process.
+
+    Args:
+        arm: the arm.
+        options: keyword arguments of ``train``: device, cache, again, tensorboard.
+        make_progress: makes a context manager from label and steps, called with each record.
+    """
+    with make_progress(arm.title, arm.run.steps) as progress:
+        # Imported after the bar is there: torch and transformers take seconds to load.
+        from nomadam.experiments.training import train
+
+        return train(arm.run, arm.folder, progress=progress, **options)
+
+
+def run_arms(
+    comparison: Comparison,
+    *,
+    options: Mapping[str, Any],
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[Arm, ArmOutcome], None],
+    train: Callable[..., dict[str, Any]] = train_arm,
+) -> list[ArmOutcome]:
+    """Train the arms one after another, each in a fresh process, and link them in the folder.
+
+    An arm that has ended before is not trained again. One that diverges or fails is recorded, and
+    the next one starts.
+
+    Args:
+        comparison: from ``plan_comparison``; its folder is made, ``comparison.json`` in it written.
+        options: keyword arguments of ``train`` of the training loop.
+        make_progress: makes a progress line from label and steps; a picklable callable.
+        tell: called with each arm and what became of it.
+        train: what the child process calls; default ``train_arm``.
+
+    Returns:
+        One outcome an arm, in their order.
+
+    Raises:
+        ValueError: the folder holds a run, or a comparison of other arms.
+        KeyboardInterrupt: interrupted; the arm in training has written its checkpoint.
+    """
+    _check_folder(comparison)
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[ArmOutcome] = []
+    write_links(comparison, outcomes)
+    for arm in comparison.arms:
+        result = ended_result(arm)
+        if result is not None:
+            outcome = ArmOutcome(status=result["status"], result=result, trained=False)
+        else:
+            outcome = _outcome(run_in_child(train, arm, dict(options), make_progress))
+        outcomes.append(outcome)
+        write_links(comparison, outcomes)
+        tell(arm, outcome)
+    return outcomes
+
+
+def _outcome(child: Outcome) -> ArmOutcome:
+    if child.error is None:
+        return ArmOutcome(status=child.value["status"], result=child.value)
+    return ArmOutcome(
+        status="failed", error=child.error, traceback=child.traceback, bad_input=child.bad_input
+    )
+
+
+def ended_result(arm: Arm) -> dict[str, Any] | None:
+    """Return the result of an arm that has finished or diverged before, else None."""
+    folder = RunFolder(arm.folder)
+    try:
+        header, result = folder.read_json("run.json"), folder.read_json("result.json")
+    except ValueError:
+        return None
+    if not isinstance(header, dict) or not isinstance(result, dict):
+        return None
+    ended = result.get("status") in ("finished", "diverged")
+    return result if ended and header.get("run") == to_json(arm.run) else None
+
+
+def forget_results(comparison: Comparison) -> None:
+    """Remove what earlier trainings of the arms have left, so that each is trained from the start.
+
+    Raises:
+        ValueError: a process is training in one of the folders.
+    """
+    for arm in comparison.arms:
+        if (arm.folder / "run.json").exists():
+            folder = RunFolder(arm.folder)
+            with folder.locked():
+                folder.clear()
+
+
+def write_links(comparison: Comparison, outcomes: Sequence[ArmOutcome]) -> None:
+    """Write ``comparison.json``: the arms, their run folders, and what became of those that ended.
+
+    The paths of the run folders are relative to the comparison folder, so that both can be moved.
+    """
+    arms = []
+    for index, arm in enumerate(comparison.arms):
+        entry = {
+            "label": arm.label,
+            "optimizer": arm.run.optimizer.name,
+            "seed": arm.run.seed,
+            "folder": Path(os.path.relpath(arm.folder, comparison.folder)).as_posix(),
+        }
+        if index < len(outcomes):
+            entry["status"] = outcomes[index].status
+            if outcomes[index].error is not None:
+                entry["error"] = outcomes[index].error
+        arms.append(entry)
+    values = {
+        "format": FORMAT,
+        "name": comparison.name,
+        "reference": comparison.reference,
+        "arms": arms,
+    }
+    RunFolder(comparison.folder).write_json(LINKS, values)
+
+
+def _check_folder(comparison: Comparison) -> None:
+    """Refuse a folder that holds a run, or whose comparison would lose arms."""
+    folder = comparison.folder
+    if (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds a run, so a comparison can not be put there")
+    held = RunFolder(folder).read_json(LINKS) or {}
+    linked = {str(arm["folder"]) for arm in held.get("arms", [])}
+    planned = {Path(os.path.relpath(arm.folder, folder)).as_posix() for arm in comparison.arms}
+    if lost := sorted(linked - planned):
+        raise ValueError(
+            f"{folder} holds another comparison, with {', '.join(lost)}; choose another --out"
+        )
