@@ -1,0 +1,362 @@
+"""The command line: nomadam run | compare | list | report."""
+
+import functools
+import hashlib
+import json
+import shlex
+import sys
+import traceback as traceback_module
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+except ImportError:
+    sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
+
+from nomadam import terminal
+from nomadam.progress import Progress
+
+if TYPE_CHECKING:
+    from nomadam.experiments.comparison import ArmOutcome
+
+FINISHED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXIT_CODES = """\b
+Exit codes:
+  0    finished
+  1    failed; of a comparison: an arm failed
+  2    bad usage or input
+  3    a training diverged
+  130  interrupted (Ctrl-C, SIGTERM); the same command goes on"""
+
+app = typer.Typer(
+    name="nomadam",
+    help="Train deep networks with SGD instead of Adam, and compare what it costs.",
+    epilog="""\b
+Examples:
+  nomadam list
+  nomadam compare gpt2_pretraining.demo
+  nomadam run gpt2_pretraining.demo --set steps=50
+  nomadam report runs/compare-gpt2_pretraining.demo-*
+
+"""
+    + EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(StrEnum):
+    """Where to train."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+def _option(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar)
+
+
+_NAME = typer.Argument(
+    metavar="NAME", help="Dotted name from `nomadam list`, or of any function that returns a Run"
+)
+_Again = Annotated[
+    bool, _option("--again", help="Train from the start, though the folder has a result.")
+]
+_Assignments = Annotated[
+    list[str] | None,
+    _option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field of the Run, such as optimizer.lr=3e-4; repeatable.",
+    ),
+]
+_Cache = Annotated[
+    Path | None,
+    _option(
+        "--cache",
+        metavar="FOLDER",
+        help="Where prepared data is kept.  [default: nomadam in the user's cache folder]",
+    ),
+]
+_Device = Annotated[Device, _option("--device", help="Where to train.")]
+_DryRun = Annotated[
+    bool,
+    _option("--dry-run", help="Show what would run, its size, and its time from a few steps."),
+]
+_Json = Annotated[bool, _option("--json", help="Print the result as JSON.")]
+_Tensorboard = Annotated[bool, _option("--tensorboard", help="Write TensorBoard event files too.")]
+_Traceback = Annotated[bool, _option("--traceback", help="Show the traceback of an error.")]
+
+
+def _out(what: str) -> Any:
+    return _option("--out", metavar="FOLDER", help=what)
+
+
+def _command(function: Callable[..., int]) -> Callable[..., None]:
+    """Turn the exceptions of a command into one message and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, traceback: bool, **options: Any) -> None:
+        try:
+            code = function(*args, traceback=traceback, **options)
+        except KeyboardInterrupt as error:
+            terminal.say(f"{str(error) or 'interrupted'}\nto go on:\n  {_same_command()}")
+            code = INTERRUPTED
+        except Exception as error:
+            from nomadam.experiments.child_process import explain
+
+            if traceback:
+                traceback_module.print_exc()
+            terminal.say(f"error: {explain(error)}")
+            code = BAD_INPUT if isinstance(error, ValueError) else FAILED
+        raise typer.Exit(code)
+
+    return wrapped
+
+
+def _same_command() -> str:
+    """Give the command line that goes on; --again would begin anew."""
+    return shlex.join(["nomadam", *(word for word in sys.argv[1:] if word != "--again")])
+
+
+def _overrides(assignments: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for assignment in assignments or []:
+        field, equals, value = assignment.partition("=")
+        if not equals or not field.strip():
+            raise ValueError(f"--set {assignment!r} should be FIELD=VALUE, as in optimizer.lr=3e-4")
+        pairs[field.strip()] = value
+    return pairs
+
+
+@app.command(
+    short_help="Train one Run.",
+    epilog="""\b
+Examples:
+  nomadam run gpt2_pretraining.demo
+  nomadam run gpt2_pretraining.demo --set steps=50 --set optimizer.lr=3e-2
+  nomadam run gpt2_pretraining.demo --optimizer adamw --dry-run
+  nomadam run my_studies.tiny --out /tmp/tiny
+  nomadam run --from results/some_run
+
+"""
+    + EXIT_CODES,
+)
+@_command
+def run(
+    name: Annotated[str | None, _NAME] = None,
+    optimizer: Annotated[
+        str | None,
+        _option(
+            "--optimizer", metavar="NAME", help="Choose the optimizer, at its own learning rate."
+        ),
+    ] = None,
+    assignments: _Assignments = None,
+    source: Annotated[
+        Path | None,
+        _option("--from", metavar="FOLDER", help="Repeat the run of this folder, in another."),
+    ] = None,
+    out: Annotated[
+        Path | None, _out("The run folder.  [default: runs/NAME-HASH, a hash of the whole Run]")
+    ] = None,
+    device: _Device = Device.auto,
+    cache: _Cache = None,
+    again: _Again = False,
+    tensorboard: _Tensorboard = False,
+    dry_run: _DryRun = False,
+    as_json: _Json = False,
+    traceback: _Traceback = False,
+) -> int:
+    """Train one Run; started again it goes on where it stopped, or prints its result."""
+    from nomadam.experiments.catalog import default_folder, make_run, read_run
+    from nomadam.experiments.comparison import Arm, train_arm
+    from nomadam.experiments.configuration import override, to_json
+    from nomadam.experiments.estimate import estimate_arm
+
+    if name is not None and source is None:
+        chosen = make_run(name, optimizer=optimizer)
+    elif source is not None and name is None and optimizer is None:
+        chosen = read_run(source)
+    else:
+        raise ValueError("give either a NAME, as `nomadam list` shows them, or --from FOLDER")
+    made = override(chosen, _overrides(assignments))
+    folder = out or default_folder(made, repeats=source)
+    if (folder / "comparison.json").exists():
+        raise ValueError(f"{folder} holds a comparison, so a run can not be put there")
+    options = {"device": device.value, "cache": cache}
+    arm = Arm(label=made.optimizer.name, run=made, folder=folder)
+    if dry_run:
+        cost = estimate_arm(arm, options, Progress)
+        terminal.show_estimate(folder, to_json(made), cost, as_json=as_json)
+        return FINISHED
+    ended = (folder / "result.json").exists() and not again
+    result = train_arm(arm, options | {"again": again, "tensorboard": tensorboard}, Progress)
+    terminal.show_result(folder, result, ended=ended, as_json=as_json)
+    if source is not None:
+        terminal.show_repetition(source, folder)
+    return FINISHED if result["status"] == "finished" else DIVERGED
+
+
+@app.command(
+    short_help="Train with several optimizers and report on them.",
+    epilog="""\b
+Examples:
+  nomadam compare gpt2_pretraining.demo
+  nomadam compare gpt2_pretraining.demo --optimizer adamw --optimizer lion --seeds 3
+  nomadam compare gpt2_pretraining.demo --set steps=50
+  nomadam compare gpt2_pretraining.demo_learning_rates
+
+"""
+    + EXIT_CODES,
+)
+@_command
+def compare(
+    name: Annotated[str, _NAME],
+    optimizers: Annotated[
+        list[str] | None,
+        _option(
+            "--optimizer",
+            metavar="NAME",
+            help="An arm, at its own learning rate; repeatable.  [default: adamw, sgdm, sgd_sai]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Seeds an arm, one Run each.", min=1)
+    ] = 1,
+    assignments: _Assignments = None,
+    out: Annotated[
+        Path | None,
+        _out(
+            "The comparison folder, with the run folders in it.  "
+            "[default: runs/compare-NAME-HASH, with the run folders beside it]"
+        ),
+    ] = None,
+    device: _Device = Device.auto,
+    cache: _Cache = None,
+    again: _Again = False,
+    tensorboard: _Tensorboard = False,
+    dry_run: _DryRun = False,
+    as_json: _Json = False,
+    traceback: _Traceback = False,
+) -> int:
+    """Train one Run for each optimizer and seed, and report on them side by side.
+
+    A function that returns a list of Runs is a grid: each of them is an arm. Each arm is trained
+    in a process of its own; one that diverges or fails is recorded and the next one starts.
+    Started again it goes on where it stopped, and trains no arm twice.
+    """
+    from nomadam.experiments import comparison as comparing
+    from nomadam.experiments.estimate import estimate_arms
+
+    planned = comparing.plan_comparison(
+        name,
+        optimizers=optimizers or (),
+        num_seeds=seeds,
+        overrides=_overrides(assignments),
+        out=out,
+    )
+    options = {"device": device.value, "cache": cache}
+    if dry_run:
+        costs = estimate_arms(planned.arms, options, Progress)
+        terminal.show_estimates(planned, costs, as_json=as_json)
+        return FINISHED
+    if again:
+        comparing.forget_results(planned)
+    terminal.say(terminal.plan_line(planned))
+    outcomes = comparing.run_arms(
+        planned,
+        options=options | {"tensorboard": tensorboard},
+        make_progress=Progress,
+        tell=functools.partial(terminal.tell_outcome, traceback=traceback),
+    )
+    terminal.show_comparison(planned, outcomes, as_json=as_json)
+    return _exit_code(outcomes)
+
+
+def _exit_code(outcomes: "Sequence[ArmOutcome]") -> int:
+    statuses = {outcome.status for outcome in outcomes}
+    if statuses == {"failed"} and all(outcome.bad_input for outcome in outcomes):
+        return BAD_INPUT
+    if "failed" in statuses:
+        return FAILED
+    return DIVERGED if "diverged" in statuses else FINISHED
+
+
+@app.command(
+    "list",
+    epilog="""\b
+Examples:
+  nomadam list
+  nomadam list --json
+
+"""
+    + EXIT_CODES,
+)
+@_command
+def list_runs(as_json: _Json = False, traceback: _Traceback = False) -> int:
+    """List the runs by name, a line each."""
+    from nomadam.experiments.catalog import catalog
+
+    terminal.show_catalog(catalog(), as_json=as_json)
+    return FINISHED
+
+
+@app.command(
+    short_help="Write the report on some folders.",
+    epilog="""\b
+Examples:
+  nomadam report runs/compare-gpt2_pretraining.demo-*
+  nomadam report runs/gpt2_pretraining.demo-* --out reports/all_demos
+
+"""
+    + EXIT_CODES,
+)
+@_command
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Run folders and comparison folders.")
+    ],
+    out: Annotated[
+        Path | None, _out("Where to write.  [default: FOLDER; of several, runs/report-HASH]")
+    ] = None,
+    as_json: _Json = False,
+    traceback: _Traceback = False,
+) -> int:
+    """Write report.md, report.html and the figures on finished or unfinished runs."""
+    if out is None and len(folders) == 1:
+        out = folders[0]
+    elif out is None:
+        names = json.dumps(sorted(str(folder.resolve()) for folder in folders))
+        out = Path("runs", f"report-{hashlib.sha256(names.encode()).hexdigest()[:8]}")
+    rows, paths = terminal.show_report(folders, out, as_json=as_json)
+    if as_json:
+        terminal.show_json({"rows": rows, "report": paths})
+    return FINISHED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        arguments: the words after ``nomadam``; default those of this process.
+
+    Returns:
+        0 finished, 1 failed, 2 bad usage or input, 3 a training diverged, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=words, prog_name="nomadam")
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return FINISHED
