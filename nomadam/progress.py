@@ -24,7 +24,7 @@ class Progress:
         stream: where to write; default standard error.
 
     Example:
-        >>> with Progress("adamw", 2, stream=sys.stdout) as progress:
+        >>> with Progress("adamw", 2, stream=sys.stdout) as progress:  # doctest: +ELLIPSIS
         ...     progress({"step": 1, "tokens": 64, "seconds": 0.5, "train_loss": 8.5})
         ...     progress({"step": 2, "tokens": 128, "seconds": 1.0, "train_loss": 8.25})
         adamw  step 1/2  loss 8.500  128 tokens/s  ...

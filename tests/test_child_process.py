@@ -1,0 +1,112 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from nomadam.experiments.child_process import explain, run_in_child
+
+
+def answer(a, b):
+    return os.getpid(), a + b
+
+
+def fail_badly():
+    raise ValueError("width = 0: must be at least 1")
+
+
+def out_of_memory():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt_parent_then_save(parent, path):
+    """As a training: interrupted, it writes what it has, and an impatient copy does no harm."""
+    try:
+        os.kill(parent, signal.SIGINT)
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        # The copy that a terminal sends to the whole process group.
+        os.kill(os.getpid(), signal.SIGINT)
+        path.write_text("saved")
+        raise
+
+
+def test_value_comes_from_another_process():
+    outcome = run_in_child(answer, 2, 3)
+    assert outcome.error is None
+    pid, total = outcome.value
+    assert total == 5
+    assert pid != os.getpid()
+
+
+def test_exception_is_an_outcome():
+    outcome = run_in_child(fail_badly)
+    assert outcome.error == "width = 0: must be at least 1"
+    assert outcome.bad_input
+    assert "fail_badly" in outcome.traceback
+
+
+def test_crash_is_an_outcome():
+    outcome = run_in_child(out_of_memory)
+    assert outcome.value is None
+    assert not outcome.bad_input
+    assert "SIGKILL" in outcome.error
+    assert "memory" in outcome.error
+
+
+def test_interruption_reaches_the_child_once(tmp_path):
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        run_in_child(interrupt_parent_then_save, os.getpid(), path)
+    assert path.read_text() == "saved"
+    # The parent's own handler is back.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def wait_and_save(folder):
+    try:
+        (folder / "ready").write_text(str(os.getpid()))
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        (folder / "saved").write_text("saved")
+
+
+def wait_for(path, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.02)
+
+
+def test_child_of_a_killed_parent_is_interrupted(tmp_path):
+    script = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from nomadam.experiments.child_process import run_in_child
+        from test_child_process import wait_and_save
+        if __name__ == "__main__":
+            run_in_child(wait_and_save, Path({str(tmp_path)!r}))
+    """
+    path = tmp_path / "parent.py"
+    path.write_text(textwrap.dedent(script))
+    parent = subprocess.Popen([sys.executable, str(path)])
+    wait_for(tmp_path / "ready")
+    parent.kill()
+    parent.wait()
+    wait_for(tmp_path / "saved")
+
+
+def test_explanations_are_for_readers():
+    try:
+        open("/no/such/file")
+    except OSError as error:
+        assert explain(error) == "No such file or directory: /no/such/file"
+    assert explain(ImportError('pip install "nomadam[lab]"')) == 'pip install "nomadam[lab]"'
+    assert explain(RuntimeError("shape")) == "RuntimeError: shape"
+    assert explain(RuntimeError()) == "RuntimeError"
