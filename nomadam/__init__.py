@@ -1,7 +1,25 @@
 """Train deep networks with SGD instead of Adam, at a fraction of the memory."""
 
-from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
-from nomadam.optimizers.sgd_sai import SGDSaI
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
+    from nomadam.optimizers.sgd_sai import SGDSaI
 
 __all__ = ["SGDSaI", "decay_groups", "describe_groups", "scaled_param_groups"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name, and torch with it, when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nomadam.optimizers import param_groups, sgd_sai
+
+    value = getattr(sgd_sai if name == "SGDSaI" else param_groups, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

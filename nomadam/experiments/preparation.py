@@ -8,7 +8,7 @@ import torch
 
 from nomadam.experiments import checkpoints, resources
 from nomadam.experiments.configuration import Run, to_json
-from nomadam.optimizers.baselines import build_optimizer
+from nomadam.optimizers.baselines import build_optimizer, find_baseline
 from nomadam.runs import FORMAT, RunFolder, RunFolderError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -50,6 +50,18 @@ class Parts:
     def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return self.accelerator.is_main_process
+
+
+def check_optimizer(run: Run) -> None:
+    """Refuse an optimizer that can not be built, before anything is loaded or written.
+
+    Raises:
+        ValueError: its name or one of its arguments is unknown; the nearest names are told.
+    """
+    try:
+        find_baseline(run.optimizer.name, run.optimizer.arguments)
+    except TypeError as error:
+        raise ValueError(f"optimizer.arguments: {error}") from error
 
 
 def make_accelerator(run: Run, device: Device) -> Any:

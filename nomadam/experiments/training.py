@@ -13,7 +13,13 @@ from nomadam.experiments.checkpoints import random_state, restore_random_state, 
 from nomadam.experiments.configuration import Run, differing_fields, to_json
 from nomadam.experiments.event_files import event_files
 from nomadam.experiments.interruption import StopSignals
-from nomadam.experiments.preparation import Device, Parts, make_accelerator, prepare
+from nomadam.experiments.preparation import (
+    Device,
+    Parts,
+    check_optimizer,
+    make_accelerator,
+    prepare,
+)
 from nomadam.experiments.resources import peak_memory_mb, reset_peak_memory, synchronize
 from nomadam.experiments.results import write_result
 from nomadam.runs import Interrupted, RunFolder
@@ -70,6 +76,7 @@ def train(
     home.check_run(to_json(run), differing_fields)
     if not again and (result := home.read_json("result.json")) is not None:
         return result
+    check_optimizer(run)
     accelerator = make_accelerator(run, device)
     before = random_state()
     with contextlib.ExitStack() as stack:

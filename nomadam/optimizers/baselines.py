@@ -125,12 +125,7 @@ def build_optimizer(
         >>> [(g["weight_decay"], g["param_names"]) for g in optimizer.param_groups]
         [(0.1, ['weight']), (0.0, ['bias'])]
     """
-    if name not in BASELINES:
-        near = difflib.get_close_matches(str(name), BASELINES, n=3, cutoff=0.4)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"unknown optimizer {name!r}{hint}; known: {', '.join(BASELINES)}")
-    row = BASELINES[name]
-    _refuse_unknown(row, arguments)
+    row = find_baseline(name, arguments)
     check_learning_rate(lr)
     check_range("weight_decay", weight_decay, 0.0)
     for key, value in arguments.items():
@@ -141,6 +136,30 @@ def build_optimizer(
     for_groups = {key: arguments.pop(key) for key in _keyword_only(row.groups) if key in arguments}
     groups = row.groups(model, weight_decay, **for_groups)
     return row.make(groups, lr, **row.fixed, **arguments)
+
+
+def find_baseline(name: str, arguments: Mapping[str, Any]) -> Baseline:
+    """Looks up a row that takes these arguments, before there is a model to build it for.
+
+    Args:
+        name: A key of `BASELINES`.
+        arguments: Keyword arguments of `build_optimizer` beside `lr` and `weight_decay`.
+
+    Raises:
+        ValueError: The name is unknown; the message has the nearest names.
+        TypeError: An argument is unknown; the message has the nearest names.
+
+    Example:
+        >>> find_baseline("adamw", {"beta2": 0.95}).default_lr
+        0.001
+    """
+    if name not in BASELINES:
+        near = difflib.get_close_matches(str(name), BASELINES, n=3, cutoff=0.4)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"unknown optimizer {name!r}{hint}; known: {', '.join(BASELINES)}")
+    row = BASELINES[name]
+    _refuse_unknown(row, arguments)
+    return row
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, Any]:
