@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 COMPARED = ("adamw", "sgdm", "sgd_sai")
 
 # Each is the best of its row in GRID by validation loss; sgdm in EMA form, so 10 times torch's.
-LEARNING_RATES = {"adamw": 2e-3, "sgdm": 8.0, "sgd_sai": 1e-2}
+LEARNING_RATES = {"adamw": 2e-3, "sgdm": 2.0, "sgd_sai": 1e-2}
 
 # As many values for each optimizer, a factor of 2 apart.
 GRID = {
