@@ -4,7 +4,9 @@ import functools
 import hashlib
 import json
 import shlex
+import signal
 import sys
+import threading
 import traceback as traceback_module
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -353,10 +355,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 finished, 1 failed, 2 bad usage or input, 3 a training diverged, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        # While a training runs it answers SIGTERM itself; elsewhere, and for a comparison's
+        # process, SIGTERM is a Ctrl-C.
+        before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(args=words, prog_name="nomadam")
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return FINISHED
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -256,7 +256,11 @@ class RunFolder:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             sync(self.checkpoints)
-        for _, old in self._all_checkpoints()[:-CHECKPOINTS_KEPT]:
+        # Later ones were passed over when this training began: damaged, or without their metrics.
+        kept = self._all_checkpoints()
+        older = [path for each, path in kept if each <= step]
+        later = [path for each, path in kept if each > step]
+        for old in (*older[:-CHECKPOINTS_KEPT], *later):
             remove_folder(old)
         return final
 

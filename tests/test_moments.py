@@ -85,6 +85,6 @@ def test_batches_keep_the_limit_and_the_numbers():
 
 
 def test_to_host_keeps_the_order_and_float64():
-    values = [torch.tensor(1 / 3, dtype=torch.float64), torch.tensor([2.0]), torch.tensor(True)]
-    assert to_host(values) == [1 / 3, 2.0, 1.0]
+    vectors = [torch.tensor([1 / 3], dtype=torch.float64), torch.tensor([2.0, 3.0]), torch.ones(0)]
+    assert to_host(vectors) == [[1 / 3], [2.0, 3.0], []]
     assert to_host([]) == []

@@ -210,3 +210,14 @@ def test_a_tensor_learning_rate_gives_each_group_its_own():
     rates = [group["lr"] for group in groups]
     assert all(isinstance(rate, torch.Tensor) and float(rate) == 1.0 for rate in rates)
     assert len({id(rate) for rate in rates}) == len(rates)
+
+
+def test_biases_of_attention_and_parametrized_embeddings_do_not_decay():
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    kept = [name for name, _ in decay_groups(attention, 0.1)[1]["params"]]
+    assert {"bias_k", "bias_v", "in_proj_bias", "out_proj.bias"} == set(kept)
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Embedding(5, 3)), nn.Linear(3, 2)
+    )
+    groups = decay_groups(model, 0.1, decay_embeddings=False)
+    assert [name for name, _ in groups[0]["params"]] == ["1.weight"]

@@ -65,3 +65,16 @@ def test_a_step_that_measures_may_compile_once_more():
     assert counts[2] == counts[0]
     assert counts[3] <= 2 * counts[0]
     assert counts[-1] == counts[3]
+
+
+def test_blocks_that_start_one_by_one_do_not_use_up_the_compiler():
+    """A run of unrouted experts: each measuring step may not compile anew."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(5, 3)) for _ in range(12)]
+    optimizer, counter = SGDSaI(params, lr=torch.tensor(0.01)), CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter)
+    for i in range(14):
+        for j, p in enumerate(params):
+            p.grad = torch.randn(5, 3) if j <= i else torch.zeros(5, 3)
+        step()
+    assert counter.frame_count <= 2 and len(optimizer.gains()) == 12

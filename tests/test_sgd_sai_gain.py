@@ -199,6 +199,15 @@ def test_measured_gains_can_be_given_back():
     assert again.gains() == optimizer.gains()
 
 
+def test_a_block_without_elements_needs_no_gain():
+    params = [parameter(4), parameter(0)]
+    optimizer = SGDSaI(params)
+    step(optimizer, torch.randn(4), torch.zeros(0))
+    again = SGDSaI(params, gain=optimizer.gains())
+    step(again, torch.randn(4), torch.zeros(0))
+    assert again.gains() == optimizer.gains()
+
+
 def test_a_mapping_lists_missing_and_unknown_names():
     params = [("w", parameter(4)), ("b", parameter(4)), ("c", parameter(4))]
     with pytest.raises(ValueError, match="lacks parameter names: 'b', 'c'"):

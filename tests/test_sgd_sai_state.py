@@ -3,7 +3,11 @@
 import copy
 import io
 import math
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +150,75 @@ def test_a_torch_sgd_state_gives_its_options_and_starts_the_gains_anew():
     assert len(optimizer.gains()) == 4
 
 
+def test_momentum_switched_on_at_a_skipped_step_takes_no_nan():
+    p = nn.Parameter(torch.randn(4))
+    optimizer = SGDSaI([p], momentum=0.0, skip_nonfinite=True)
+    p.grad = torch.randn(4)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    p.grad = torch.full((4,), math.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    p.grad = torch.randn(4)
+    optimizer.step()
+    assert p.isfinite().all() and optimizer.state[p]["momentum_buffer"].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "eps", "gain"])
+def test_numbers_of_numpy_are_saved_as_plain_ones(option, kind):
+    number = getattr(pytest.importorskip("numpy"), kind)(0.5)
+    net = model()
+    optimizer = SGDSaI(net.parameters(), **{option: number})
+    train(net, optimizer, 1, seed=0)
+    loaded = through_a_file(optimizer.state_dict())
+    assert loaded["param_groups"][0][option] == 0.5
+
+
+def test_gains_by_index_are_loaded_under_names():
+    a, b = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+    first = SGDSaI([a, b], gain={0: 1.0, 1: 2.0})
+    a.grad = torch.randn(3)
+    first.step()
+    second = SGDSaI([("a", a), ("b", b)], gain={"a": 5.0, "b": 5.0})
+    second.load_state_dict(through_a_file(first.state_dict()))
+    b.grad = torch.randn(3)
+    second.step()
+    assert second.gains() == {"a": 1.0, "b": 2.0}
+
+
+def test_a_mapping_changed_in_mid_course_lists_what_it_lacks_before_anything_starts():
+    a, b = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+    optimizer = SGDSaI([("a", a), ("b", b)], gain={"a": 1.0, "b": 1.0})
+    optimizer.param_groups[0]["gain"] = {"a": 1.0}
+    a.grad, b.grad = torch.randn(3), torch.randn(3)
+    with pytest.raises(ValueError, match="gain lacks parameter names: 'b'"):
+        optimizer.step()
+    assert optimizer.gains() == {}
+
+
+def test_the_state_of_another_optimizer_is_not_carried_along():
+    net = model()
+    adamw = torch.optim.AdamW(net.parameters())
+    train(net, adamw, 1, seed=0)
+    optimizer = SGDSaI(net.parameters())
+    optimizer.load_state_dict(adamw.state_dict())
+    train(net, optimizer, 1, seed=1)
+    assert {key for state in optimizer.state.values() for key in state} == {
+        "momentum_buffer",
+        "gsnr",
+    }
+
+
+def test_normalize_switched_on_in_mid_course():
+    net = model()
+    optimizer = SGDSaI(net.parameters())
+    train(net, optimizer, 1, seed=0)
+    optimizer.param_groups[0]["normalize"] = True
+    train(net, optimizer, 1, seed=1)
+    assert max(optimizer.gains().values()) == 1.0
+
+
 def test_momentum_switched_on_in_mid_course_starts_at_the_gradient():
     net = model()
     optimizer = SGDSaI(net.parameters(), momentum=0.0)
@@ -215,28 +288,55 @@ def test_a_pickle_of_an_older_version_takes_the_defaults():
     assert older.gains() and older.skipped_steps == 0
 
 
-def test_distributed_checkpoint_restores_every_entry_in_one_process(tmp_path):
-    dcp = pytest.importorskip("torch.distributed.checkpoint")
+SAVER = """
+import sys, torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict as dcp_state
+from test_sgd_sai_state import DCP_OPTIONS, model, train
+from nomadam import SGDSaI
+for i, options in enumerate(DCP_OPTIONS):
+    net = model()
+    optimizer = SGDSaI(net.named_parameters(), **options)
+    train(net, optimizer, 3, seed=0)
+    flat = dcp_state.StateDictOptions(flatten_optimizer_state_dict=bool(i % 2))
+    saved = dcp_state.get_optimizer_state_dict(net, optimizer, options=flat)
+    dcp.save(saved, checkpoint_id=f"{sys.argv[1]}/{i}", no_dist=True)
+"""
+DCP_OPTIONS = [
+    {"lr": 0.05},
+    {"lr": 0.05},
+    {"normalize": True},
+    {"momentum": 0.0},
+    {"skip_nonfinite": True, "nesterov": True},
+]
+
+
+def test_distributed_checkpoint_restores_every_entry_in_a_fresh_process(tmp_path):
+    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import state_dict as dcp_state
 
-    net = model()
-    optimizer = SGDSaI(net.named_parameters(), lr=0.05)
-    train(net, optimizer, 3, seed=0)
-    saved = dcp_state.get_optimizer_state_dict(net, optimizer)
-    dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
-
-    fresh_net = model()
-    fresh_net.load_state_dict(net.state_dict())
-    fresh = SGDSaI(fresh_net.named_parameters(), lr=0.7)
-    blank = dcp_state.get_optimizer_state_dict(fresh_net, fresh)  # steps once with zero gradients
-    assert fresh.gains() == {}
-    dcp.load(blank, checkpoint_id=tmp_path, no_dist=True)
-    dcp_state.set_optimizer_state_dict(fresh_net, fresh, blank)
-    assert fresh.gains() == optimizer.gains()
-    assert fresh.param_groups[0]["lr"] == 0.05
-    train(net, optimizer, 3, seed=1)
-    train(fresh_net, fresh, 3, seed=1)
-    assert same(net, fresh_net)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    command = [sys.executable, "-W", "ignore", "-c", SAVER, str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    for i, options in enumerate(DCP_OPTIONS):
+        net = model()
+        optimizer = SGDSaI(net.named_parameters(), **options)
+        train(net, optimizer, 3, seed=0)
+        fresh_net = model()
+        fresh_net.load_state_dict(net.state_dict())
+        fresh = SGDSaI(fresh_net.named_parameters(), **(options | {"lr": 0.7}))
+        flat = dcp_state.StateDictOptions(flatten_optimizer_state_dict=bool(i % 2))
+        # Steps once with zero gradients, to make the state that is loaded into.
+        blank = dcp_state.get_optimizer_state_dict(fresh_net, fresh, options=flat)
+        assert fresh.gains() == {}
+        dcp.load(blank, checkpoint_id=tmp_path / str(i), no_dist=True)
+        dcp_state.set_optimizer_state_dict(fresh_net, fresh, blank, options=flat)
+        assert fresh.gains() == optimizer.gains()
+        assert fresh.param_groups[0]["lr"] == options.get("lr", 1e-2)
+        train(net, optimizer, 3, seed=1)
+        train(fresh_net, fresh, 3, seed=1)
+        assert same(net, fresh_net)
 
 
 def test_materialised_before_the_first_step_and_then_trained():

@@ -106,6 +106,11 @@ def estimate(
         result = train(probe, made.path, device=device, cache=cache, progress=measure)
         data = made.read_json("run.json")["data"]
         environment = made.read_json("environment.json")
+    if result["status"] != "finished":
+        raise ValueError(
+            f"the loss is not finite at step {result['diverged_at_step']} already, so there is "
+            f"nothing to estimate; lower optimizer.lr = {run.optimizer.lr:g}"
+        )
     step_ms = statistics.median(record["step_ms"] for record in records[1:])
     optimizer_ms = statistics.median(record["optimizer_ms"] for record in records[1:])
     whole_step_ms = (step_ms - optimizer_ms) * run.accumulation + optimizer_ms

@@ -74,18 +74,23 @@ def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
         [Moments(count=2, largest=2.0, norm=1.41421..., std=1.41421...)]
     """
     sizes: list[list[int]] = []
-    scalars: list[Tensor] = []
+    measured: list[Tensor] = []
     for tensor in tensors:
         wide = torch.promote_types(tensor.dtype, torch.float32)
-        largest = torch.linalg.vector_norm(tensor, math.inf, dtype=wide)
-        scalars.append(largest)
-        sizes.append([])
-        for (view,) in slices([tensor], limit):
-            scalars.extend(torch.var_mean(view.to(wide) / largest, correction=0))
-            sizes[-1].append(view.numel())
-    numbers = iter(to_host(scalars))
-    return [_merge(next(numbers), parts, [(next(numbers), next(numbers)) for _ in parts])
-            for parts in sizes]  # fmt: skip
+        views = [view for (view,) in slices([tensor], limit)]
+        # All numbers of a tensor share one allocation: small tensors that are made between large
+        # temporaries, and outlive them, would leave the heap in pieces as large as the tensor.
+        found = torch.empty(1 + 2 * len(views), dtype=wide, device=tensor.device)
+        found[0] = torch.linalg.vector_norm(tensor, math.inf)  # with dtype=, CPUs copy it whole
+        for i, view in enumerate(views):
+            variance, mean = torch.var_mean(view.to(wide) / found[0], correction=0)
+            found[2 * i + 1], found[2 * i + 2] = variance, mean
+        measured.append(found)
+        sizes.append([view.numel() for view in views])
+    return [
+        _merge(largest, parts, list(zip(rest[::2], rest[1::2], strict=True)))
+        for parts, (largest, *rest) in zip(sizes, to_host(measured), strict=True)
+    ]
 
 
 def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -> Moments:
@@ -100,22 +105,22 @@ def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -
     return Moments(count, largest, math.sqrt(deviations + count * mean**2), std)
 
 
-def to_host(scalars: Sequence[Tensor]) -> list[float]:
-    """Brings one-element tensors to the host, with one transfer for each device.
+def to_host(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """Brings small one-dimensional tensors to the host, with one transfer for each device.
 
     Example:
-        >>> to_host([torch.tensor(1.0), torch.tensor([True])])
-        [1.0, 1.0]
+        >>> to_host([torch.tensor([1.0, 2.0]), torch.tensor([True])])
+        [[1.0, 2.0], [1.0]]
     """
     by_device: dict[torch.device, list[int]] = {}
-    for i, scalar in enumerate(scalars):
-        by_device.setdefault(scalar.device, []).append(i)
-    numbers = [0.0] * len(scalars)
+    for i, vector in enumerate(vectors):
+        by_device.setdefault(vector.device, []).append(i)
+    numbers: list[list[float]] = [[] for _ in vectors]
     for indices in by_device.values():
         wide = torch.float32
         for i in indices:
-            wide = torch.promote_types(wide, scalars[i].dtype)
-        together = torch.stack([scalars[i].reshape(()).to(wide) for i in indices])
-        for i, number in zip(indices, together.tolist(), strict=True):
-            numbers[i] = number
+            wide = torch.promote_types(wide, vectors[i].dtype)
+        together = iter(torch.cat([vectors[i].to(wide) for i in indices]).tolist())
+        for i in indices:
+            numbers[i] = [next(together) for _ in range(vectors[i].numel())]
     return numbers

@@ -1,6 +1,7 @@
 """Views of one region of several tensors at a time, so that temporaries stay small."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -43,8 +44,8 @@ def slices(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...]
 
 
 def batches(
-    rows: Sequence[tuple[Sequence[Tensor], float]], limit: int
-) -> Iterator[list[tuple[tuple[Tensor, ...], float]]]:
+    rows: Sequence[tuple[Sequence[Tensor], Any]], limit: int
+) -> Iterator[list[tuple[tuple[Tensor, ...], Any]]]:
     """Packs rows of tensors, sliced, into lists of at most ``limit`` elements for foreach kernels.
 
     Args:
@@ -60,7 +61,7 @@ def batches(
         >>> [[(len(a), x) for (a,), x in batch] for batch in batches(rows, limit=4)]
         [[(4, 1.0)], [(2, 1.0)], [(3, 2.0)]]
     """
-    batch: list[tuple[tuple[Tensor, ...], float]] = []
+    batch: list[tuple[tuple[Tensor, ...], Any]] = []
     room = limit
     for tensors, number in rows:
         for views in slices(tensors, limit):

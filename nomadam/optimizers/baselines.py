@@ -159,6 +159,7 @@ def find_baseline(name: str, arguments: Mapping[str, Any]) -> Baseline:
         raise ValueError(f"unknown optimizer {name!r}{hint}; known: {', '.join(BASELINES)}")
     row = BASELINES[name]
     _refuse_unknown(row, arguments)
+    _check_kinds(row, arguments)
     return row
 
 
@@ -176,6 +177,25 @@ def _refuse_unknown(row: Baseline, arguments: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"{row.name} has no argument {key!r}{hint} (known: {', '.join(sorted(known))})"
             )
+
+
+def _check_kinds(row: Baseline, arguments: Mapping[str, Any]) -> None:
+    """Refuses values of another kind than the default's: the text "no" would count as true."""
+    known = row.arguments()
+    for key, value in arguments.items():
+        default = known[key]
+        if isinstance(default, bool) or key in ("foreach", "fused"):
+            fits = isinstance(value, bool) or (value is None and default is None)
+            allowed = "true or false" + (" or none" if default is None else "")
+        elif isinstance(default, int):
+            fits, allowed = isinstance(value, int) and not isinstance(value, bool), "an integer"
+        elif isinstance(default, float):
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+            allowed = "a number"
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"{row.name}: {key} = {value!r}: must be {allowed}")
 
 
 _ROWS = (

@@ -1,7 +1,7 @@
 """What an optimizer's options may be: one message for each mistake, with the allowed range."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -55,17 +55,17 @@ def refuse_names(what: str, names: set[Any]) -> None:
 
 
 def pick_gains(
-    gain: Mapping[Any, float], names: Iterable[Any], *, all_known: bool
+    gain: Mapping[Any, float], blocks: Mapping[Any, Tensor], *, all_known: bool
 ) -> dict[Any, float]:
-    """The gains of the blocks ``names``.
+    """The gains of these blocks; those without elements need none.
 
     Raises:
         ValueError: that lists the names without a gain; with ``all_known`` also any others.
     """
-    refuse_names("gain lacks", set(names) - set(gain))
+    refuse_names("gain lacks", {n for n, param in blocks.items() if param.numel()} - set(gain))
     if all_known:
-        refuse_names("gain has unknown", set(gain) - set(names))
-    return {name: float(gain[name]) for name in names}
+        refuse_names("gain has unknown", set(gain) - set(blocks))
+    return {name: float(gain[name]) for name in blocks if name in gain}
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -83,3 +83,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("fused=True is not available for SGDSaI: use fused=None or fused=False")
     if options["foreach"] and options["differentiable"]:
         raise ValueError("foreach=True and differentiable=True exclude each other")
+
+
+def plain_numbers(options: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of other kinds (NumPy's) as floats: ``torch.load(weights_only=True)`` reads these."""
+    return {
+        name: float(value)
+        for name, value in options.items()
+        if _is_number(value) and type(value) not in (int, float)
+    }

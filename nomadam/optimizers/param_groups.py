@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from nomadam.optimizers.options import check_learning_rate, check_range
 
@@ -35,6 +36,10 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, 
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             holders.setdefault(parameter, []).append(module)
+        if parametrize.is_parametrized(module):
+            # A parametrized weight lies in a module of its own; it is the outer one that counts.
+            for original in module.get_submodule("parametrizations").parameters():
+                holders.setdefault(original, []).append(module)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield name, parameter, holders[parameter]
@@ -73,7 +78,8 @@ def decay_groups(
     decayed: list[tuple[str, nn.Parameter]] = []
     kept: list[tuple[str, nn.Parameter]] = []
     for name, parameter, holders in trainable_parameters(model):
-        bias = name.rpartition(".")[2].endswith("bias")
+        last = name.rpartition(".")[2]
+        bias = last.endswith("bias") or last in ("bias_k", "bias_v")  # of attention, [1, 1, width]
         norm = any(isinstance(module, NORMS) for module in holders)
         embedding = any(isinstance(module, EMBEDDINGS) for module in holders)
         decays = parameter.ndim >= 2 and not bias and not norm

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,19 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from nomadam.numerics.moments import Moments, gsnr, moments
-from nomadam.optimizers.options import check_options, pick_gains
+from nomadam.numerics.moments import moments
+from nomadam.optimizers.options import check_options, pick_gains, plain_numbers, refuse_names
+from nomadam.optimizers.sgd_sai_blocks import (
+    Block,
+    by_name,
+    divisor,
+    gain_dtype,
+    gain_of,
+    is_measured,
+    learning_rate,
+    momentum_dtype,
+    real,
+)
 from nomadam.optimizers.sgd_sai_update import update_foreach, update_one
 
 Gain = str | float | Mapping[str | int, float]
@@ -121,7 +132,7 @@ class SGDSaI(Optimizer):
         check_options(defaults)
         super().__init__(params, defaults)
         if isinstance(gain, Mapping):
-            pick_gains(gain, [name for name, _, _ in self._blocks()], all_known=True)
+            pick_gains(gain, {name: param for name, param, _ in self._blocks()}, all_known=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, or raises ValueError for its options and adds none."""
@@ -130,9 +141,10 @@ class SGDSaI(Optimizer):
         try:
             group = self.param_groups[-1]
             check_options(group)
+            group.update(plain_numbers(group))
             if isinstance(group["gain"], Mapping):
-                names = [name for name, _, owner in self._blocks() if owner is group]
-                group["gain"] = pick_gains(group["gain"], names, all_known=own_gain)
+                own = {name: param for name, param, owner in self._blocks() if owner is group}
+                group["gain"] = pick_gains(group["gain"], own, all_known=own_gain)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -143,9 +155,9 @@ class SGDSaI(Optimizer):
         Blocks that are not measured yet are left out. Reads no device.
         """
         return {
-            name: float(self.state[param]["gsnr"]) / _divisor(group)
+            name: float(self.state[param]["gsnr"]) / divisor(group)
             for name, param, group in self._blocks()
-            if _is_measured(self.state.get(param, {}))
+            if is_measured(self.state.get(param, {}))
         }
 
     @property
@@ -190,7 +202,7 @@ class SGDSaI(Optimizer):
             if len(groups) == len(self.param_groups):
                 learned = {"largest_gain": 0.0, "skipped_steps": 0}
                 groups = [
-                    {k: learned.get(k, ours[k]) for k in self.defaults} | theirs
+                    {k: learned.get(k, ours[k]) for k in self.defaults} | by_name(theirs, ours)
                     for ours, theirs in zip(self.param_groups, groups, strict=True)
                 ]
             return {**saved, "param_groups": groups}
@@ -222,14 +234,15 @@ class SGDSaI(Optimizer):
 
     def _restore_block(self, param: Tensor, saved: Mapping[str, Any]) -> None:
         state = self.state[param]
+        state.clear()  # what another optimizer kept is not carried along
         if isinstance(saved.get("momentum_buffer"), Tensor):
             state["momentum_buffer"] = saved["momentum_buffer"].to(
-                device=param.device, dtype=_momentum_dtype(param), copy=True
+                device=param.device, dtype=momentum_dtype(param), copy=True
             )
-        if "gsnr" in saved:
+        if saved.get("gsnr") is not None:
             number = float(saved["gsnr"])
             number = number if 0.0 < number < math.inf else 0.0
-            state["gsnr"] = torch.tensor(number, dtype=_gain_dtype(param), device="cpu")
+            state["gsnr"] = torch.tensor(number, dtype=gain_dtype(param), device="cpu")
 
     def _blocks(self) -> Iterator[tuple[str | int, Tensor, dict[str, Any]]]:
         """Name (unnamed: index, as in a state dict), parameter and group of every block."""
@@ -239,7 +252,7 @@ class SGDSaI(Optimizer):
                 yield group["param_names"][i] if "param_names" in group else index, param, group
                 index += 1
 
-    def _init_group(self, group: dict[str, Any]) -> list["_Block"]:
+    def _init_group(self, group: dict[str, Any]) -> list[Block]:
         """The blocks of a group that have a gradient, their state made where it is missing."""
         blocks = []
         for param in group["params"]:
@@ -247,16 +260,18 @@ class SGDSaI(Optimizer):
             if grad is None:
                 continue
             state = self.state[param]
+            starts = not is_measured(state)
             if "gsnr" not in state:
-                state["gsnr"] = torch.zeros((), dtype=_gain_dtype(param), device="cpu")
+                state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
+            elif state["gsnr"].device.type != "cpu":  # moved along with the rest of the state
+                state["gsnr"] = state["gsnr"].cpu()
             if group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(
-                    param, dtype=_momentum_dtype(param), memory_format=torch.preserve_format
+                    param, dtype=momentum_dtype(param), memory_format=torch.preserve_format
                 ).detach()
-                if _is_measured(state):  # momentum was switched on in mid-course
-                    state["momentum_buffer"].copy_(-grad if group["maximize"] else grad)
+                starts = True  # or momentum was switched on in mid-course
             momentum_buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
-            blocks.append(_Block(param, grad.resolve_conj(), momentum_buffer, state))
+            blocks.append(Block(param, grad.resolve_conj(), momentum_buffer, state, starts))
         return blocks
 
     @torch._disable_dynamo
@@ -275,33 +290,40 @@ class SGDSaI(Optimizer):
             (group, block)
             for group, blocks in groups
             for block in blocks
-            if block.grad.numel() and not _is_measured(block.state)
+            if block.starts and block.grad.numel()
         ]
         untouched = self._begin(waiting, keep) if waiting else set()
+        self._settle_largest_gain()
         work = []
         for group, blocks in groups:
             blocks = [block for block in blocks if id(block.state) not in untouched]
-            params = [_real(block.param) for block in blocks]
-            grads = [_real(block.grad) for block in blocks]
-            momentum_buffers = [_real(block.momentum_buffer) for block in blocks]
-            gains = [float(block.state["gsnr"]) / _divisor(group) for block in blocks]
+            params = [real(block.param) for block in blocks]
+            grads = [real(block.grad) for block in blocks]
+            momentum_buffers = [real(block.momentum_buffer) for block in blocks]
+            gains = [float(block.state["gsnr"]) / divisor(group) for block in blocks]
+            if compiling:  # a float of 0 would be a constant of the graph until the block starts
+                gains = [torch.tensor(gain, dtype=torch.float64, device="cpu") for gain in gains]
             foreach = group["foreach"]
             if foreach is None:
                 _, foreach = _default_to_fused_or_foreach(params, group["differentiable"])
             options = {k: group[k] for k in ("momentum", "weight_decay", "nesterov", "maximize")}
-            options |= {"lr": _learning_rate(group, compiling), "keep": keep}
+            options |= {"lr": learning_rate(group, compiling), "keep": keep}
             work.append(([params, grads, momentum_buffers, gains], foreach, options))
         return work
 
-    def _begin(
-        self, waiting: list[tuple[dict[str, Any], "_Block"]], keep: Tensor | None
-    ) -> set[int]:
+    def _begin(self, waiting: list[tuple[dict[str, Any], Block]], keep: Tensor | None) -> set[int]:
         """Starts the blocks whose gradient is informative: their gain and their momentum.
 
         One host synchronisation. Returns the blocks (ids of their states) to be left alone.
         """
-        grads = [_real(block.grad.detach()) for _, block in waiting]
+        grads = [real(block.grad.detach()) for _, block in waiting]
         names = {id(param): name for name, param, _ in self._blocks()}
+        lacking = {
+            names[id(block.param)]
+            for group, block in waiting
+            if isinstance(group["gain"], Mapping) and names[id(block.param)] not in group["gain"]
+        }
+        refuse_names("gain lacks", lacking)
         if keep is None:
             measured = moments(grads, self._slice_limit())
         else:  # travels along: informative is what a scalar 1 is, and a 0 is not
@@ -311,26 +333,28 @@ class SGDSaI(Optimizer):
         untouched = set()
         for (group, block), found in zip(waiting, measured, strict=True):
             if found.informative:
-                gain = _gain_of(names[id(block.param)], group, found)
-                block.state["gsnr"].fill_(gain)
+                if not is_measured(block.state):
+                    gain = gain_of(names[id(block.param)], group, found)
+                    block.state["gsnr"].fill_(gain)
                 if block.momentum_buffer is not None:
                     block.momentum_buffer.copy_(block.grad)
                     if group["maximize"]:
                         block.momentum_buffer.neg_()
             elif found.largest != 0.0:
                 untouched.add(id(block.state))
-        self._settle_largest_gain()
         return untouched
 
     def _count_nonfinite(self, grads: list[Tensor]) -> Tensor | None:
         """Whether this step is to be kept, on the device, where ``skip_nonfinite`` asks for it."""
-        grads = [_real(grad.detach()) for grad in grads if grad.numel()]
+        grads = [real(grad.detach()) for grad in grads if grad.numel()]
         if not grads or not any(group["skip_nonfinite"] for group in self.param_groups):
             return None
         finite = [torch.linalg.vector_norm(grad, math.inf).isfinite() for grad in grads]
         keep = torch.stack([one.to(finite[0].device) for one in finite]).all()
         first = self.param_groups[0]
-        first["skipped_steps"] = torch.as_tensor(first["skipped_steps"], device=keep.device) + ~keep
+        count = first["skipped_steps"]  # a number of the host is added without a transfer
+        on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+        first["skipped_steps"] = (count.to(keep.device) if on_device else count) + ~keep
         return keep
 
     def _settle_largest_gain(self) -> None:
@@ -339,62 +363,12 @@ class SGDSaI(Optimizer):
             return
         largest = max(group["largest_gain"] for group in self.param_groups)
         if largest == 0.0:
-            measured = [state["gsnr"] for state in self.state.values() if _is_measured(state)]
+            measured = [state["gsnr"] for state in self.state.values() if is_measured(state)]
             largest = max(map(float, measured), default=0.0)
         for group in self.param_groups:
             group["largest_gain"] = largest
 
     def _slice_limit(self) -> int:
-        """Elements of a temporary: six in float32 are 0.75 % of bfloat16 parameters."""
+        """Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters."""
         numel = sum(p.numel() for group in self.param_groups for p in group["params"])
-        return max(2**15, numel // 1600)
-
-
-class _Block(NamedTuple):
-    """One parameter with a gradient, and its state."""
-
-    param: Tensor
-    grad: Tensor
-    momentum_buffer: Tensor | None
-    state: dict[str, Any]
-
-
-def _real(tensor: Any) -> Any:
-    """A complex tensor as reals, two an element, in a view; anything else as it is."""
-    return torch.view_as_real(tensor) if tensor is not None and tensor.is_complex() else tensor
-
-
-def _gain_of(name: str | int, group: dict[str, Any], found: Moments) -> float:
-    gain = group["gain"]
-    if gain == "gsnr":
-        return gsnr(found, group["eps"])
-    if gain == "sqrt_numel":
-        return math.sqrt(found.count)
-    return gain[name] if isinstance(gain, Mapping) else gain
-
-
-def _divisor(group: dict[str, Any]) -> float:
-    return group["largest_gain"] or 1.0 if group["normalize"] else 1.0
-
-
-def _learning_rate(group: dict[str, Any], compiling: bool) -> float | Tensor:
-    """A float where reading it costs nothing; else the tensor: no recompile, no synchronisation."""
-    lr = group["lr"]
-    if not isinstance(lr, Tensor):
-        return lr
-    on_device = lr.device.type != "cpu"
-    return lr.reshape(()) if compiling or on_device or group["differentiable"] else lr.item()
-
-
-def _is_measured(state: Mapping[str, Any]) -> bool:
-    return "gsnr" in state and float(state["gsnr"]) > 0.0
-
-
-def _gain_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype.to_real(), torch.float32)
-
-
-def _momentum_dtype(param: Tensor) -> torch.dtype:
-    return {torch.float16: torch.float32, torch.complex32: torch.complex64}.get(
-        param.dtype, param.dtype
-    )
+        return max(2**15, numel // 1000)

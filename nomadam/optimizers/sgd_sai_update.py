@@ -1,5 +1,6 @@
 """The update of SGD-SaI, from tensors and numbers alone: for one block, and for many at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ def update_one(
     param: Tensor,
     grad: Tensor,
     momentum_buffer: Tensor | None,
-    gain: float,
+    gain: float | Tensor,
     *,
     lr: float | Tensor,
     momentum: float,
@@ -28,7 +29,7 @@ def update_one(
             in float32 if that is wider, and rounded to the dtypes of storage at the end.
         grad: gradient, of the shape of ``param``; not modified.
         momentum_buffer: holds the first gradient at the first step; ``None`` for a momentum of 0.
-        gain: number that multiplies the step.
+        gain: number that multiplies the step, a float or a 0-d tensor on the host.
         lr: learning rate, a float or a 0-d tensor.
         momentum: coefficient of the moving average.
         weight_decay: decoupled decay coefficient.
@@ -55,7 +56,7 @@ def update_foreach(
     params: list[Tensor],
     grads: list[Tensor],
     momentum_buffers: list[Tensor | None],
-    gains: list[float],
+    gains: Sequence[float | Tensor],
     *,
     lr: float | Tensor,
     momentum: float,
@@ -80,38 +81,54 @@ def update_foreach(
         keep: as there.
         limit: where temporaries are needed, the most elements that are worked on at a time.
     """
-    kinds: dict[Any, list[tuple[list[Tensor], float]]] = {}
+    kinds: dict[Any, list[tuple[list[Tensor], Any]]] = {}
     for *row, gain in zip(params, grads, momentum_buffers, gains, strict=True):
         tensors = [tensor for tensor in row if tensor is not None]
         kind = (tensors[0].device, *(tensor.dtype for tensor in tensors))
         kinds.setdefault(kind, []).append((tensors, gain))
+    temporaries = nesterov or maximize or keep is not None
     for (_, *dtypes), rows in kinds.items():
         wide = torch.promote_types(dtypes[0], torch.float32)
-        copy = keep is not None
-        in_place = set(dtypes) == {wide} and not (copy or nesterov or maximize)
+        in_place = set(dtypes) == {wide} and not temporaries
         for batch in [rows] if in_place or limit is None else batches(rows, limit):
-            p_store, g_store, *m_store = map(list, zip(*(row for row, _ in batch), strict=True))
-            p = [tensor.to(wide, copy=copy) for tensor in p_store]
-            g = [tensor.to(wide) for tensor in g_store]
-            g = list(torch._foreach_neg(g)) if maximize else g
-            direction = g
-            if m_store:
-                m = [tensor.to(wide, copy=copy) for tensor in m_store[0]]
-                torch._foreach_lerp_(m, g, 1 - momentum)
-                direction = torch._foreach_lerp(g, m, momentum) if nesterov else m
-                _store(m_store[0], m, keep)
-            if weight_decay != 0.0:
-                torch._foreach_mul_(p, 1 - lr * weight_decay)
-            for a, d, (_, gain) in zip(p, direction, batch, strict=True):
-                _descend(a, d, lr, gain)
-            _store(p_store, p, keep)
+            _update_batch(batch, wide, lr, momentum, weight_decay, nesterov, maximize, keep)
 
 
-def _descend(p: Tensor, direction: Tensor, lr: float | Tensor, gain: float) -> None:
-    if isinstance(lr, Tensor):
+def _update_batch(
+    batch: Sequence[tuple[Sequence[Tensor], Any]],
+    wide: torch.dtype,
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    keep: Tensor | None,
+) -> None:
+    """One list of the same dtypes; a function of its own, so that its temporaries end with it."""
+    copy = keep is not None
+    p_store, g_store, *m_store = map(list, zip(*(row for row, _ in batch), strict=True))
+    p = [tensor.to(wide, copy=copy) for tensor in p_store]
+    g = [tensor.to(wide) for tensor in g_store]
+    g = list(torch._foreach_neg(g)) if maximize else g
+    direction = g
+    if m_store:
+        m = [tensor.to(wide, copy=copy) for tensor in m_store[0]]
+        torch._foreach_lerp_(m, g, 1 - momentum)
+        direction = torch._foreach_lerp(g, m, momentum) if nesterov else m
+        _store(m_store[0], m, keep)
+    if weight_decay != 0.0:
+        torch._foreach_mul_(p, 1 - lr * weight_decay)
+    for a, d, (_, gain) in zip(p, direction, batch, strict=True):
+        _descend(a, d, lr, gain)
+    _store(p_store, p, keep)
+
+
+def _descend(p: Tensor, direction: Tensor, lr: float | Tensor, gain: float | Tensor) -> None:
+    if isinstance(lr, Tensor) or isinstance(gain, Tensor):
         # A learnable lr saves what it multiplies, and the next step writes into the buffer.
-        direction = direction.clone() if lr.requires_grad else direction
-        p.addcmul_(direction, lr * gain, value=-1)
+        learnable = isinstance(lr, Tensor) and lr.requires_grad
+        direction = direction.clone() if learnable else direction
+        p.addcmul_(direction, torch.as_tensor(lr * gain), value=-1)
     else:
         p.add_(direction, alpha=-lr * gain)
 

@@ -64,15 +64,16 @@ def _lines(comparison: Comparison, key: str, axis: str) -> list[tuple[Arm, list[
     return found
 
 
-def _top(lines: list[tuple[Arm, list[Any]]]) -> float | None:
-    """Return where the loss axis ends: a diverging line may leave it, no other does."""
-    healthy = [c.mean.max() for _, found in lines for c in found if not c.diverged]
-    starts = [c.mean[0] for _, found in lines for c in found]
-    return max(healthy or starts, default=None)
+def _top(lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> float | None:
+    """Return where the loss axis ends: no line that went far above its start presses the others."""
+    named = [c for arm, found in lines for c in found if not look[arm.label].faint]
+    healthy = [c.mean.max() for c in named if not c.diverged]
+    starts = [c.mean[0] for c in named]
+    return min(max(healthy or starts), 1.25 * max(starts)) if starts else None
 
 
 def _draw_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: dict[str, Look]):
-    tops = _top(lines)
+    tops = _top(lines, look)
     floor = min((c.mean.min() for _, found in lines for c in found), default=0.0)
     if tops is not None and tops > floor:
         margin = 0.05 * (tops - floor)
@@ -174,6 +175,7 @@ def _curve_caption(comparison: Comparison, look: dict[str, Look]) -> str:
         text += " Lines are means over the seeds, bands ± one standard deviation."
         if any(run.status == "diverged" for run in comparison.runs):
             text += " Seeds that diverged are drawn by themselves, thin."
+    text += " A line that leaves the axes goes on above them."
     if any(style.faint for style in look.values()):
         text += " Named is the best arm of each optimizer; its other arms are the faint lines."
     return text

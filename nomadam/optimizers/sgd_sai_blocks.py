@@ -1,0 +1,75 @@
+"""What SGDSaI knows of one block: its state, its gain, and the dtypes of both."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nomadam.numerics.moments import Moments, gsnr
+
+
+class Block(NamedTuple):
+    """One parameter with a gradient, and its state."""
+
+    param: Tensor
+    grad: Tensor
+    momentum_buffer: Tensor | None
+    state: dict[str, Any]
+    starts: bool  # no gain yet, or no momentum yet
+
+
+def real(tensor: Any) -> Any:
+    """A complex tensor as reals, two an element, in a view; anything else as it is."""
+    return torch.view_as_real(tensor) if tensor is not None and tensor.is_complex() else tensor
+
+
+def gain_of(name: str | int, group: dict[str, Any], found: Moments) -> float:
+    """The gain, before any normalisation, of a block whose first gradient was found so."""
+    gain = group["gain"]
+    if gain == "gsnr":
+        return gsnr(found, group["eps"])
+    if gain == "sqrt_numel":
+        return math.sqrt(found.count)
+    return gain[name] if isinstance(gain, Mapping) else gain
+
+
+def by_name(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """A loaded group; gains by index become gains by name where only our parameters have names."""
+    gain = theirs.get("gain")
+    if "param_names" in theirs or "param_names" not in ours or not isinstance(gain, Mapping):
+        return theirs
+    names = zip(theirs["params"], ours["param_names"], strict=False)  # torch compares the lengths
+    return {**theirs, "gain": {name: gain[i] for i, name in names if i in gain}}
+
+
+def divisor(group: dict[str, Any]) -> float:
+    """What the gains of a group are divided by: 1, or the settled largest with ``normalize``."""
+    return group["largest_gain"] or 1.0 if group["normalize"] else 1.0
+
+
+def learning_rate(group: dict[str, Any], compiling: bool) -> float | Tensor:
+    """A float where reading it costs nothing; else the tensor: no recompile, no synchronisation."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr
+    on_device = lr.device.type != "cpu"
+    return lr.reshape(()) if compiling or on_device or group["differentiable"] else lr.item()
+
+
+def is_measured(state: Mapping[str, Any]) -> bool:
+    """Whether a block has its gain: 0, or nothing, stands for not yet."""
+    return "gsnr" in state and float(state["gsnr"]) > 0.0
+
+
+def gain_dtype(param: Tensor) -> torch.dtype:
+    """Float32, or float64 for float64 and complex128 blocks."""
+    return torch.promote_types(param.dtype.to_real(), torch.float32)
+
+
+def momentum_dtype(param: Tensor) -> torch.dtype:
+    """The block's own dtype, but single precision for float16, whose range is too small."""
+    return {torch.float16: torch.float32, torch.complex32: torch.complex64}.get(
+        param.dtype, param.dtype
+    )
