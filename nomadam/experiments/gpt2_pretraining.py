@@ -19,7 +19,7 @@ LEARNING_RATES = {"adamw": 2e-3, "sgdm": 2.0, "sgd_sai": 1e-2}
 # As many values for each optimizer, a factor of 2 apart.
 GRID = {
     "adamw": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    "sgdm": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    "sgdm": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
     "sgd_sai": (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
 }
 
