@@ -1,13 +1,57 @@
-"""Files that are written at once or not at all, and are on the disk when the call returns."""
+"""Files, of JSON too, that are written at once or not at all and are on the disk then."""
 
+import contextlib
+import errno
 import hashlib
+import json
+import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PARTIAL = ".partial"
+
+
+class DiskFullError(OSError):
+    """The disk is full; what was written before is intact."""
+
+
+@contextlib.contextmanager
+def disk_full_told(place: Path, advice: str) -> Iterator[None]:
+    """Name the place in the error of a full disk, which says nothing of it by itself.
+
+    Args:
+        place: what is being written.
+        advice: what to do, or what is intact.
+
+    Raises:
+        DiskFullError: in the place of any error that a full disk has caused.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFullError(errno.ENOSPC, f"no space left for {place}; {advice}") from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether a full disk is behind an error.
+
+    Example:
+        >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
+        True
+    """
+    # torch hides the OSError behind one of its own, safetensors tells of it in words only.
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "no space left on device" in str(error).lower():
+            return True
+        error = error.__context__
+    return False
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -36,6 +80,46 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file at once or not at all; numbers that are not finite become null.
+
+    Raises:
+        OSError: where it can not be written; an old file is intact then.
+    """
+    text = json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def finite(values: Any) -> Any:
+    """The same JSON values with None in the place of numbers that are not finite.
+
+    Example:
+        >>> finite({"loss": float("inf"), "steps": [1, 2.5]})
+        {'loss': None, 'steps': [1, 2.5]}
+    """
+    if isinstance(values, Mapping):
+        return {str(name): finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [finite(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a JSON value is a finite number.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number("1"), is_number(float("nan"))
+        (True, False, False, False)
+    """
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def sync(path: Path) -> None:

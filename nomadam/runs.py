@@ -1,9 +1,7 @@
 """The run folder: what a training leaves behind, whole after a kill at any instant."""
 
 import contextlib
-import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -12,7 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from nomadam.durable_files import PARTIAL, lock, remove_folder, sha256, sync, write_atomically
+from nomadam.durable_files import (
+    PARTIAL,
+    disk_full_told,
+    finite,
+    is_disk_full,
+    is_number,
+    lock,
+    remove_folder,
+    sha256,
+    sync,
+    write_atomically,
+    write_json,
+)
+from nomadam.durable_files import DiskFullError as DiskFullError
 
 FORMAT = 1
 CHECKPOINTS_KEPT = 2
@@ -44,10 +55,6 @@ class AnotherRunError(RunFolderError):
 
 class FolderInUseError(RunFolderError):
     """Another process is training in the folder."""
-
-
-class DiskFullError(OSError):
-    """The disk is full; what was written before is intact."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -95,15 +102,63 @@ class RunFolder:
         """The content of one of its JSON files, None where there is no such file.
 
         Raises:
-            RunFolderError: where the file is not JSON.
+            RunFolderError: where the file is not JSON, or the folder is a file.
         """
         try:
             return json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            message = f"{self.path / name} is damaged ({error}); delete the folder to start again"
-            raise RunFolderError(message) from error
+        except NotADirectoryError:
+            refuse_file(self.path)
+            raise
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, str(error)) from error
+
+    def read_object(self, name: str) -> dict[str, Any] | None:
+        """As `read_json`, of a file that has to hold a JSON object.
+
+        Raises:
+            RunFolderError: where it does not.
+        """
+        values = self.read_json(name)
+        if not isinstance(values, dict) and (self.path / name).exists():
+            raise self._damaged(name, "no JSON object")
+        return values
+
+    def read_header(self) -> dict[str, Any] | None:
+        """The content of ``run.json``: the Run and the data; None where there is none.
+
+        Raises:
+            RunFolderError: where it describes no run.
+        """
+        held = self.read_object("run.json")
+        if held is not None:
+            parts = [held.get("run"), held.get("data", {})]
+            if not all(isinstance(part, dict) for part in parts):
+                raise RunFolderError(
+                    f"{self.path / 'run.json'} describes no run and its data; choose another folder"
+                )
+        return held
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of ``result.json``; None where the training has not ended.
+
+        Raises:
+            RunFolderError: for another status than ``finished`` and ``diverged``, and for a
+                value that is neither a finite number nor null.
+        """
+        result = self.read_object("result.json")
+        if result is not None:
+            if result.get("status") not in ("finished", "diverged"):
+                raise self._damaged("result.json", "its status is not finished or diverged")
+            for name, value in result.items():
+                if name != "status" and value is not None and not is_number(value):
+                    raise self._damaged("result.json", f"{name} is no number and not null")
+        return result
+
+    def _damaged(self, name: str, why: str) -> RunFolderError:
+        message = f"{self.path / name} is damaged ({why}); delete the folder to start again"
+        return RunFolderError(message)
 
     def write_json(self, name: str, values: Any) -> None:
         """Write one of its JSON files at once or not at all; non-finite numbers become null.
@@ -130,23 +185,23 @@ class RunFolder:
             AnotherRunError: with the differing fields.
             RunFolderError: for a folder that is a file, or whose ``run.json`` is damaged.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file, not a folder; choose another folder")
-        held = self.read_json("run.json")
-        if held is None:
-            return
-        if not isinstance(held, dict) or not isinstance(held.get("run"), dict):
-            raise RunFolderError(f"{self.path / 'run.json'} describes no run; choose another one")
-        if fields := differing(held["run"], run):
+        refuse_file(self.path)
+        held = self.read_header()
+        if held is not None and (fields := differing(held["run"], run)):
             raise AnotherRunError(self.path, fields)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, doing: str = "training") -> Iterator[None]:
         """Keep other processes out; the lock dies with the process, however it dies.
+
+        Args:
+            doing: what the other processes are told; default ``training``.
 
         Raises:
             FolderInUseError: another process has it.
+            RunFolderError: the folder is, or lies below, a file.
         """
+        refuse_file(self.path)
         with self._explained():
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "ab")
@@ -154,7 +209,7 @@ class RunFolder:
             try:
                 lock(file)
             except OSError as error:
-                message = f"another process is training in {self.path}; wait for it, or end it"
+                message = f"another process is {doing} in {self.path}; wait for it, or end it"
                 raise FolderInUseError(message) from error
             self._remove_leftovers()
             try:
@@ -180,7 +235,7 @@ class RunFolder:
     # Metrics: one line a step, from step 1 without a gap.
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of ``metrics.jsonl`` before the first line that is torn or missing."""
+        """The records of ``metrics.jsonl`` before the first line that is torn or no record."""
         return [record for _, record in self._lines()]
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -214,10 +269,10 @@ class RunFolder:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             whole = line.endswith(b"\n") and isinstance(record, dict)
-            if not whole or record.get("step") != number:
+            if not whole or record.get("step") != number or not _is_record(record):
                 return
             yield line, record
 
@@ -272,7 +327,7 @@ class RunFolder:
         """
         steps = len(self.metrics())
         for step, path in reversed(self._all_checkpoints()):
-            damage = _damage(path)
+            damage = _damage(path, step)
             if damage is None and step > steps:
                 damage = f"metrics.jsonl ends at step {steps}"
             if damage is None:
@@ -300,57 +355,45 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            if not _is_disk_full(error):
+            if not is_disk_full(error):
                 raise
             kept = [step for step, _ in self._all_checkpoints()]
             intact = f"the checkpoint of step {kept[-1]} is intact" if kept else "nothing is lost"
-            message = f"no space left for {self.path}; {intact}: free some and run the same again"
-            raise DiskFullError(errno.ENOSPC, message) from error
+            with disk_full_told(self.path, f"{intact}: free some and run the same again"):
+                raise
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    # torch hides the OSError behind one of its own, safetensors tells of it in words only.
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "no space left on device" in str(error).lower():
-            return True
-        error = error.__context__
-    return False
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file at once or not at all; numbers that are not finite become null.
+def refuse_file(path: Path) -> None:
+    """Refuse a folder that is, or lies below, a file.
 
     Raises:
-        OSError: where it can not be written; an old file is intact then.
+        RunFolderError: naming the file.
     """
-    text = json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            below = "" if place == path else f"{path} can not be made: "
+            raise RunFolderError(f"{below}{place} is a file, not a folder; choose another folder")
 
 
-def finite(values: Any) -> Any:
-    """The same JSON values with None in the place of numbers that are not finite.
-
-    Example:
-        >>> finite({"loss": float("inf"), "steps": [1, 2.5]})
-        {'loss': None, 'steps': [1, 2.5]}
-    """
-    if isinstance(values, Mapping):
-        return {str(name): finite(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [finite(value) for value in values]
-    if isinstance(values, float) and not math.isfinite(values):
-        return None
-    return values
+def _is_record(record: Mapping[str, Any]) -> bool:
+    needed = all(is_number(record.get(name)) for name in ("tokens", "seconds"))
+    return needed and all(value is None or is_number(value) for value in record.values())
 
 
-def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None where it is whole."""
+def _damage(checkpoint: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of a step, None where it is whole."""
     try:
         sums = json.loads((checkpoint / "checksums.json").read_bytes())
         for name, expected in sums.items():
             if sha256(checkpoint / Path(name).name) != expected:
                 return f"{name} does not have its checksum"
-    except (OSError, ValueError, AttributeError) as error:
+        if "state.json" not in sums:
+            return "checksums.json does not list state.json"
+        state = json.loads((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"it is incomplete ({error})"
-    return None if "state.json" in sums else "checksums.json does not list state.json"
+    if not isinstance(state, dict) or state.get("step") != step:
+        return f"state.json is not of step {step}"
+    if not is_number(state.get("seconds")) or not state.get("random"):
+        return "state.json lacks the seconds or the random generators"
+    return None if isinstance(state["random"], list) else "state.json has no list 'random'"

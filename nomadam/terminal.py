@@ -283,8 +283,8 @@ def show_estimates(
 def show_repetition(source: Path, folder: Path) -> None:
     """Say how a repeated run ended beside the one that it repeats."""
     both = [RunFolder(path) for path in (source, folder)]
-    losses = [(run.read_json("result.json") or {}).get("validation_loss") for run in both]
-    hashes = [(run.read_json("run.json") or {}).get("data", {}).get("sha256") for run in both]
+    losses = [(run.read_result() or {}).get("validation_loss") for run in both]
+    hashes = [(run.read_header() or {}).get("data", {}).get("sha256") for run in both]
     say(f"validation loss: {losses[1]} here, {losses[0]} in {source}")
     if hashes[0] != hashes[1]:
         say(f"the data is not the same: sha256 {hashes[1]} here, {hashes[0]} there")

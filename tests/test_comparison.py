@@ -270,6 +270,28 @@ class TestRunning:
         links = json.loads((tmp_path / "comparison.json").read_text())
         assert [arm.get("status") for arm in links["arms"]] == ["finished", None, None]
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "[]",
+            "{",
+            '{"arms": "abc"}',
+            '{"arms": [{}]}',
+            '{"arms": [3]}',
+            '{"arms": {"folder": "x"}}',
+        ],
+    )
+    def test_damaged_links_are_named(self, run_here, tmp_path, content):
+        (tmp_path / "comparison.json").write_text(content)
+        with pytest.raises(ValueError, match="comparison.json is damaged"):
+            run_here(plan_comparison(f"{HERE}.study", out=tmp_path))
+
+    @pytest.mark.parametrize("below", [".", "x"])
+    def test_a_file_is_no_folder(self, run_here, tmp_path, below):
+        (tmp_path / "file").touch()
+        with pytest.raises(ValueError, match="file is a file, not a folder"):
+            run_here(plan_comparison(f"{HERE}.study", out=tmp_path / "file" / below))
+
     def test_folders_of_others_are_refused(self, run_here, tmp_path):
         run_here(plan_comparison(f"{HERE}.study", out=tmp_path))
         # More arms in the same folder lose nothing; other arms would.

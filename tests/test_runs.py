@@ -1,6 +1,7 @@
 """The run folder, on its own: what is read back after kills, full disks and damage."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -25,7 +26,9 @@ def differing(held, new):
 
 
 def write_state(folder):
-    (folder / "state.json").write_text('{"step": 1}')
+    step = int(folder.name.split("_")[1].split(".")[0])
+    state = {"step": step, "seconds": 1.5, "random": [{}]}
+    (folder / "state.json").write_text(json.dumps(state))
     (folder / "weights").write_bytes(bytes(100_000))
 
 
@@ -34,10 +37,14 @@ def home(tmp_path):
     return RunFolder(tmp_path / "run")
 
 
+def record(step, **more):
+    return {"step": step, "tokens": 10 * step, "seconds": 0.5 * step, "train_loss": 0.5, **more}
+
+
 def filled(home, steps, every=5):
     home.write_json("run.json", {"run": {}})
     for step in range(1, steps + 1):
-        home.append_metrics({"step": step, "train_loss": 1 / step})
+        home.append_metrics(record(step))
         if step % every == 0:
             home.save_checkpoint(step, write_state)
     home.close()
@@ -54,7 +61,9 @@ def test_json_is_read_back_and_not_finite_numbers_are_null(home):
     assert [path.name for path in home.path.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"status": ', b"\xff\xfe", b"NaN NaN"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"status": ', b"\xff\xfe", b"NaN NaN", b"[" * 100_000, b'{"a":' * 100_000]
+)
 def test_damaged_json_is_named(home, content):
     home.path.mkdir()
     (home.path / "result.json").write_bytes(content)
@@ -75,29 +84,68 @@ def test_another_run_is_refused_with_its_fields(home):
     assert caught.value.fields == {"lr": (0.1, 0.2)}
 
 
-@pytest.mark.parametrize("content", ["[]", '{"run": 3}', "{}"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", '{"run": 3}', "{}", '{"run": {}, "data": null}', '{"run": {}, "data": []}'],
+)
 def test_a_run_file_of_something_else_is_refused(home, content):
     home.path.mkdir()
     (home.path / "run.json").write_text(content)
-    with pytest.raises(RunFolderError, match="describes no run"):
+    with pytest.raises(RunFolderError, match=r"run.json (describes no run|is damaged)"):
         home.check_run({}, differing)
 
 
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "run").write_text("something of the user's")
-    with pytest.raises(RunFolderError, match="is a file"):
-        RunFolder(tmp_path / "run").check_run({}, differing)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[1]",
+        "null",
+        '"finished"',
+        '{"status": "unfinished"}',
+        '{"status": ["finished"]}',
+        '{"status": "finished", "validation_loss": "low"}',
+        '{"status": "finished", "validation_loss": NaN}',
+        '{"status": "finished", "steps": true}',
+    ],
+)
+def test_a_result_of_something_else_is_refused(home, content):
+    home.path.mkdir()
+    (home.path / "result.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"result.json is damaged"):
+        home.read_result()
+
+
+@pytest.mark.parametrize("below", [".", "x", "x/y"])
+def test_a_file_is_no_folder(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("something of the user's")
+    home = RunFolder(file / below)
+    with pytest.raises(RunFolderError, match=f"{file} is a file"):
+        home.check_run({}, differing)
+    with pytest.raises(RunFolderError, match=f"{file} is a file"):
+        home.read_json("run.json")
+    with pytest.raises(RunFolderError, match=f"{file} is a file"), home.locked():
+        pass
 
 
 @pytest.mark.parametrize(
     "rest",
     [
         b'{"step": 4, "train_lo',
-        b'{"step": 4}',
-        b'{"step": 9}\n',
+        b'{"step": 4, "tokens": 40, "seconds": 2.0}',
+        b'{"step": 9, "tokens": 90, "seconds": 4.5}\n',
+        b'{"step": 4}\n',
+        b'{"step": 4, "tokens": 40}\n',
+        b'{"step": 4, "tokens": 40, "seconds": "2"}\n',
+        b'{"step": 4, "tokens": true, "seconds": 2.0}\n',
+        b'{"step": 4, "tokens": 40, "seconds": NaN}\n',
+        b'{"step": 4, "tokens": 40, "seconds": 2.0, "train_loss": "low"}\n',
+        b'{"step": 4, "tokens": 40, "seconds": 1%s}\n' % (b"0" * 400),
+        b"[" * 100_000 + b"\n",
         b"\x00\x00\x00\n",
-        b'[4]\n{"step": 4}\n',
-        b'{"step": 3}\n',
+        b'[4]\n{"step": 4, "tokens": 40, "seconds": 2.0}\n',
+        b'{"step": 3, "tokens": 30, "seconds": 1.5}\n',
     ],
 )
 def test_metrics_end_before_a_torn_or_strange_line(home, rest):
@@ -110,7 +158,7 @@ def test_metrics_end_before_a_torn_or_strange_line(home, rest):
     assert path.read_bytes() == whole
     home.keep_metrics(1)
     assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
-    home.append_metrics({"step": 2, "train_loss": 0.5})
+    home.append_metrics(record(2))
     home.close()
     assert [record["step"] for record in home.metrics()] == [1, 2]
 
@@ -156,6 +204,43 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(home, damage):
         assert home.newest_checkpoint() is None
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        "{}",
+        "[]",
+        "[" * 100_000,
+        '{"step": 9, "seconds": 1, "random": [{}]}',
+        '{"step": 10, "seconds": 1, "random": []}',
+        '{"step": 10, "seconds": 1, "random": {"python": 1}}',
+        '{"step": 10, "seconds": "1", "random": [{}]}',
+        '{"step": 10, "random": [{}]}',
+    ],
+)
+def test_a_strange_state_with_its_checksum_is_passed_over(home, state):
+    filled(home, 10)
+    path = home.checkpoints / "step_00000010"
+    (path / "state.json").write_text(state)
+    sums = {"state.json": hashlib.sha256(state.encode()).hexdigest()}
+    (path / "checksums.json").write_text(json.dumps(sums))
+    with pytest.warns(UserWarning, match="step_00000010 is passed over"):
+        assert home.newest_checkpoint()[0] == 5
+
+
+def test_new_checkpoints_outlive_useless_ones_of_later_steps(home):
+    filled(home, 20)
+    for step in (15, 20):
+        flip_a_bit(home.checkpoints / f"step_{step:08d}")
+    home.keep_metrics(0)
+    for step in range(1, 11):
+        home.append_metrics(record(step))
+        if step % 5 == 0:
+            home.save_checkpoint(step, write_state)
+            assert home.newest_checkpoint()[0] == step
+    kept = sorted(path.name for path in home.checkpoints.iterdir())
+    assert kept == ["step_00000005", "step_00000010"]
+
+
 def test_a_checkpoint_without_its_metrics_is_passed_over(home):
     filled(home, 10)
     home.keep_metrics(7)
@@ -178,7 +263,7 @@ def test_a_checkpoint_has_its_name_only_when_the_disk_has_all_of_it(home, monkey
         return rename(path, target)
 
     home.write_json("run.json", {"run": {}})
-    home.append_metrics({"step": 1})
+    home.append_metrics(record(1))
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(type(home.path), "rename", noted_rename)
     home.save_checkpoint(1, write_state)
@@ -289,11 +374,12 @@ def test_the_lock_dies_with_its_process(home):
 
 
 WRITE = """
-import sys
+import json, sys
 from nomadam.runs import RunFolder
 home = RunFolder(sys.argv[1])
 def write(folder):
-    (folder / "state.json").write_text('{}')
+    state = {"step": int(folder.name.split("_")[1].split(".")[0]), "seconds": 1, "random": [{}]}
+    (folder / "state.json").write_text(json.dumps(state))
     (folder / "weights").write_bytes(bytes(300_000))
 with home.locked():
     found = home.newest_checkpoint()
@@ -301,7 +387,8 @@ with home.locked():
     home.keep_metrics(begin)
     print(begin, flush=True)
     for step in range(begin + 1, 100_000):
-        home.append_metrics({"step": step, "text": "x" * 500})
+        more = {f"number {each}": each for each in range(30)}
+        home.append_metrics({"step": step, "tokens": step, "seconds": step, **more})
         home.write_json("result.json", {"step": step, "text": "x" * 500})
         if step % 2 == 0:
             home.save_checkpoint(step, write)

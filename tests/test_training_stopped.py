@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import signal
 
@@ -18,6 +19,7 @@ from tiny_training import (
     weights,
 )
 
+from nomadam.durable_files import sha256
 from nomadam.experiments import checkpoints, interruption
 from nomadam.experiments.training import train
 from nomadam.runs import DiskFullError, Interrupted, RunFolder, RunFolderError
@@ -56,6 +58,44 @@ def test_a_polite_kill_writes_a_checkpoint_too(tmp_path):
     assert caught.value.signal_name == "SIGTERM"
     assert weights(tmp_path, 2)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "[]"),
+        ("run.json", "[" * 100_000),
+        ("run.json", {"data": None}),
+        ("run.json", {"data": ["sha256"]}),
+        ("environment.json", "[]"),
+        ("environment.json", "null"),
+        ("environment.json", {"resumed": 3}),
+        ("result.json", "{}"),
+        ("result.json", '{"status": "finished", "validation_loss": "low"}'),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_is_named(tmp_path, name, content):
+    with pytest.raises(Interrupted):
+        go(tiny_run(), tmp_path, progress=raise_signal_at(2, "SIGINT"))
+    if isinstance(content, dict):
+        content = json.dumps(RunFolder(tmp_path).read_json(name) | content)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunFolderError, match=f"{tmp_path / name} (is damaged|describes no run)"):
+        go(tiny_run(), tmp_path)
+
+
+@pytest.mark.parametrize("generators", [{}, {"python": 3}, "text", 5])
+def test_a_checkpoint_without_generators_is_named(tmp_path, generators):
+    with pytest.raises(Interrupted):
+        go(tiny_run(), tmp_path, progress=raise_signal_at(2, "SIGINT"))
+    checkpoint = tmp_path / "checkpoints" / "step_00000002"
+    state = json.loads((checkpoint / "state.json").read_text()) | {"random": [generators]}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    sums = json.loads((checkpoint / "checksums.json").read_text())
+    sums["state.json"] = sha256(checkpoint / "state.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(RunFolderError, match="step_00000002 is damaged: state.json"):
+        go(tiny_run(), tmp_path)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path, monkeypatch):

@@ -200,8 +200,8 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         ValueError: the folder is no run folder, or its Run does not hold together.
     """
-    header = RunFolder(folder).read_json("run.json")
-    if not isinstance(header, dict) or "run" not in header:
+    header = RunFolder(folder).read_header()
+    if header is None:
         raise ValueError(f"{folder} is no run folder: it holds no run.json with a run")
     return from_json(header["run"])
 

@@ -257,13 +257,10 @@ def ended_result(arm: Arm) -> dict[str, Any] | None:
     """Return the result of an arm that has finished or diverged before, else None."""
     folder = RunFolder(arm.folder)
     try:
-        header, result = folder.read_json("run.json"), folder.read_json("result.json")
+        header, result = folder.read_header(), folder.read_result()
     except ValueError:
         return None
-    if not isinstance(header, dict) or not isinstance(result, dict):
-        return None
-    ended = result.get("status") in ("finished", "diverged")
-    return result if ended and header.get("run") == to_json(arm.run) else None
+    return result if header is not None and header["run"] == to_json(arm.run) else None
 
 
 def forget_results(comparison: Comparison) -> None:
@@ -311,8 +308,14 @@ def _check_folder(comparison: Comparison) -> None:
     folder = comparison.folder
     if (folder / "run.json").exists():
         raise ValueError(f"{folder} holds a run, so a comparison can not be put there")
-    held = RunFolder(folder).read_json(LINKS) or {}
-    linked = {str(arm["folder"]) for arm in held.get("arms", [])}
+    held = RunFolder(folder).read_object(LINKS) or {}
+    arms = held.get("arms", [])
+    whole = isinstance(arms, list) and all(
+        isinstance(arm, dict) and isinstance(arm.get("folder"), str) for arm in arms
+    )
+    if not whole:
+        raise ValueError(f"{folder / LINKS} is damaged: 'arms' is no list of run folders")
+    linked = {arm["folder"] for arm in arms}
     planned = {Path(os.path.relpath(arm.folder, folder)).as_posix() for arm in comparison.arms}
     if lost := sorted(linked - planned):
         raise ValueError(

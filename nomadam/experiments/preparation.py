@@ -133,11 +133,21 @@ def prepare(
 
         found = broadcast_object_list(found)
     if found[0] is not None:
-        state = checkpoints.read_checkpoint(Path(found[0]), module, optimizer)
-        parts.step, parts.seconds = state["step"], state["seconds"]
-        generators = state["random"]
-        checkpoints.restore_random_state(generators[accelerator.process_index % len(generators)])
+        _take_up(parts, Path(found[0]))
     return parts
+
+
+def _take_up(parts: Parts, checkpoint: Path) -> None:
+    state = checkpoints.read_checkpoint(checkpoint, parts.module, parts.optimizer)
+    parts.step, parts.seconds = state["step"], state["seconds"]
+    generators = state["random"]
+    own = generators[parts.accelerator.process_index % len(generators)]
+    try:
+        checkpoints.restore_random_state(own)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunFolderError(
+            f"{checkpoint} is damaged: state.json holds no random generators; delete that folder"
+        ) from error
 
 
 def _open_folder(parts: Parts, again: bool) -> str | None:
@@ -146,7 +156,7 @@ def _open_folder(parts: Parts, again: bool) -> str | None:
     if again:
         home.clear()
     checkpoint = home.newest_checkpoint()
-    held = home.read_json("run.json")
+    held = home.read_header()
     if checkpoint is not None and held is not None:
         then, now = held.get("data", {}).get("sha256"), description.get("sha256")
         if then != now:
@@ -166,11 +176,15 @@ def _open_folder(parts: Parts, again: bool) -> str | None:
         },
     )
     surroundings = resources.environment(parts.accelerator.device)
-    begun = home.read_json("environment.json")
+    begun = home.read_object("environment.json") if checkpoint is not None else None
     if checkpoint is not None and begun is not None:
         # Where it began stays; where it went on is added.
+        earlier = begun.get("resumed", [])
+        if not isinstance(earlier, list):
+            path = home.path / "environment.json"
+            raise RunFolderError(f"{path} is damaged: 'resumed' is no list; delete the file")
         resumed = {"step": checkpoint[0], **surroundings}
-        surroundings = {**begun, "resumed": [*begun.get("resumed", []), resumed]}
+        surroundings = {**begun, "resumed": [*earlier, resumed]}
     home.write_json("environment.json", surroundings)
     return str(checkpoint[1]) if checkpoint else None
 

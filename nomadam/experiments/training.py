@@ -74,7 +74,7 @@ def train(
     """
     home = RunFolder(folder)
     home.check_run(to_json(run), differing_fields)
-    if not again and (result := home.read_json("result.json")) is not None:
+    if not again and (result := home.read_result()) is not None:
         return result
     check_optimizer(run)
     accelerator = make_accelerator(run, device)
