@@ -27,6 +27,8 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 docs: .venv/installed-docs
+	cp results/gpt2_demo/figures/learning_curves_steps.png docs/pictures/demo_learning_curves.png
+	cp results/gpt2_demo_learning_rates/figures/learning_rate_sensitivity.png docs/pictures/demo_learning_rates.png
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed

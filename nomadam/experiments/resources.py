@@ -143,12 +143,13 @@ def _processor() -> str:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the tree that this package lies in, and whether it was changed since."""
+    """Commit of the tree that this package lies in, and whether the package was changed since."""
     here = Path(__file__).resolve()
     # An installed copy may lie inside a repository of something else.
     if _git("ls-files", "--error-unmatch", here.name) is None:
         return None, None
-    status = _git("status", "--porcelain")
+    # Only the package: the run folders themselves are new files of the tree.
+    status = _git("status", "--porcelain", "--", "..")
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 

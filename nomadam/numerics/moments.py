@@ -44,7 +44,7 @@ def gsnr(moments: Moments, eps: float = 0.0) -> float:
 
     Source: arXiv 2412.11768, Algorithm 1; the released code has the unbiased deviation.
 
-    Example:
+    Examples:
         >>> gsnr(moments([torch.tensor([3.0, -4.0, 0.0, 0.0])])[0])  # 5 / 2.8723
         1.740776...
     """
@@ -69,7 +69,7 @@ def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
     Returns:
         one record for each tensor, computed in float32 or wider and merged in float64.
 
-    Example:
+    Examples:
         >>> moments([torch.tensor([2.0, -2.0])])
         [Moments(count=2, largest=2.0, norm=1.41421..., std=1.41421...)]
     """
@@ -108,7 +108,7 @@ def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -
 def to_host(vectors: Sequence[Tensor]) -> list[list[float]]:
     """Brings small one-dimensional tensors to the host, with one transfer for each device.
 
-    Example:
+    Examples:
         >>> to_host([torch.tensor([1.0, 2.0]), torch.tensor([True])])
         [[1.0, 2.0], [1.0]]
     """

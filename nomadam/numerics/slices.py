@@ -21,7 +21,7 @@ def slices(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...]
     Raises:
         ValueError: for a limit below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> [tuple(a.shape) for (a,) in slices([torch.zeros(5, 4)], limit=8)]
         [(2, 4), (2, 4), (1, 4)]
@@ -49,13 +49,13 @@ def batches(
     """Packs rows of tensors, sliced, into lists of at most ``limit`` elements for foreach kernels.
 
     Args:
-        rows: pairs of tensors of one shape (see :func:`slices`) and the number that goes with them.
+        rows: pairs of tensors of one shape (see `slices`) and the number that goes with them.
         limit: the most elements of a list, counted over one tensor of each row.
 
     Yields:
         lists of pairs: views, and the number of the row they come from.
 
-    Example:
+    Examples:
         >>> import torch
         >>> rows = [([torch.zeros(6)], 1.0), ([torch.zeros(3)], 2.0)]
         >>> [[(len(a), x) for (a,), x in batch] for batch in batches(rows, limit=4)]

@@ -49,7 +49,7 @@ class AdamMini(Optimizer):
     Source: arXiv 2406.16793, Algorithm 1 and the partition of Algorithm 3. The numbers are those
     of the `adam_mini` 1.1.1 package where that package finds the same blocks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(4, 3))
         >>> group = {"params": [weight], "blocks": ((2, 2),), "output_dim": 0}
@@ -210,7 +210,7 @@ def mini_groups(
 
     Source: arXiv 2406.16793, Algorithm 3.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "mlp": nn.Linear(8, 4, bias=False)})
         >>> for group in mini_groups(model, 0.1, head_dim=4):

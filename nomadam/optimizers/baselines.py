@@ -41,7 +41,7 @@ class Baseline:
         fixed: Arguments of `make` that make it this row, and are not for the caller.
         count_state: `count_state(model, arguments)` is the state in bytes.
 
-    Example:
+    Examples:
         >>> row = BASELINES["adamw"]
         >>> row.state_bytes_per_param, row.schedule, row.extra
         (8, 'cosine', None)
@@ -87,7 +87,7 @@ class Baseline:
         Raises:
             TypeError: An argument is unknown.
 
-        Example:
+        Examples:
             >>> from torch import nn
             >>> BASELINES["adamw"].state_bytes(nn.Linear(10, 10, bias=False))
             800
@@ -118,7 +118,7 @@ def build_optimizer(
         TypeError: An argument is unknown; the message has the nearest names.
         ImportError: The package is not installed; the message names the extra.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Linear(2, 3)
         >>> optimizer = build_optimizer("sgd_sai", model, lr=1e-2, weight_decay=0.1)
@@ -149,7 +149,7 @@ def find_baseline(name: str, arguments: Mapping[str, Any]) -> Baseline:
         ValueError: The name is unknown; the message has the nearest names.
         TypeError: An argument is unknown; the message has the nearest names.
 
-    Example:
+    Examples:
         >>> find_baseline("adamw", {"beta2": 0.95}).default_lr
         0.001
     """

@@ -38,7 +38,7 @@ class MuonAdamW(Optimizer):
 
     Source: Muon, kellerjordan.github.io/posts/muon; the adjustment, arXiv 2502.16982, equation 4.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 3)
         >>> groups = [{"params": [("weight", model.weight)], "method": "muon"},
@@ -178,7 +178,7 @@ def muon_groups(
         ValueError: The output layer is not known, a name is not in the model, or tensors of more
             than two dimensions have no declared method.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
         >>> for group in muon_groups(model, 0.1, head="1.weight"):

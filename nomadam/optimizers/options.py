@@ -11,7 +11,7 @@ from torch import Tensor
 def check_range(name: str, value: Any, low: float, below: float = math.inf) -> None:
     """Raises ValueError unless ``value`` is a number in [low, below).
 
-    Example:
+    Examples:
         >>> check_range("momentum", 1.5, 0.0, 1.0)
         Traceback (most recent call last):
         ...

@@ -27,7 +27,7 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, 
     Yields:
         `(name, parameter, holders)`; `holders` are the modules that own the parameter directly.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> [name for name, _, _ in trainable_parameters(nn.Linear(2, 3))]
         ['weight', 'bias']
@@ -67,7 +67,7 @@ def decay_groups(
     Raises:
         ValueError: `weight_decay` is negative or not finite, or nothing requires a gradient.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> for group in decay_groups(nn.Linear(2, 3), 0.1):
         ...     print(group["weight_decay"], [name for name, _ in group["params"]])
@@ -105,7 +105,7 @@ def describe_groups(groups: list[dict[str, Any]]) -> str:
     Returns:
         A line for each group with its settings, then a line for each tensor: name, shape.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> print(describe_groups(decay_groups(nn.Linear(2, 3), 0.1)))
         group 0: weight_decay 0.1, 1 tensor, 6 parameters
@@ -161,7 +161,7 @@ def scaled_param_groups(
 
     Source: arXiv 2412.11768, Algorithm 1, without the division by the largest gain.
 
-    Example:
+    Examples:
         >>> from torch import nn, optim
         >>> model = nn.Linear(2, 3)
         >>> gains = {"weight": 2.0, "bias": 4.0}

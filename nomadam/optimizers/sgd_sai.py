@@ -37,12 +37,12 @@ class SGDSaI(Optimizer):
     A block is one parameter tensor. At its first informative gradient g (present, finite, not all
     zero) its gain is measured and its momentum starts. Every step is
 
-    .. code-block:: text
-
-        m <- g                                   at that first gradient
-        m <- momentum * m + (1 - momentum) * g   afterwards
-        p <- p - lr * weight_decay * p
-        p <- p - lr * gain * m                   gain = |g| / (std(g) + eps) of the first gradient
+    ```text
+    m <- g                                   at that first gradient
+    m <- momentum * m + (1 - momentum) * g   afterwards
+    p <- p - lr * weight_decay * p
+    p <- p - lr * gain * m                   gain = |g| / (std(g) + eps) of the first gradient
+    ```
 
     The deviation is the unbiased one over the entries of the block. The gain is 1 for a block of
     one element, never above the block's number of (real) elements and never non-finite; elsewhere
@@ -72,7 +72,7 @@ class SGDSaI(Optimizer):
         fused: ``None`` or ``False``: this release has no fused kernel.
         differentiable: let autograd run through the step; the gain counts as a constant.
         skip_nonfinite: a step in which any gradient has a non-finite element changes nothing and
-            adds one to :attr:`skipped_steps`; decided on the device, without a synchronisation.
+            adds one to `skipped_steps`; decided on the device, without a synchronisation.
 
     State of a block: ``momentum_buffer`` (the parameter's dtype; float32 for float16) and ``gsnr``,
     a 0-d tensor on the CPU (float64 for float64 blocks, else float32), 0 while not measured. The
@@ -86,7 +86,7 @@ class SGDSaI(Optimizer):
     Source: Xu et al., *No More Adam*, arXiv 2412.11768, Algorithm 1 (with ``normalize=True``), and
     the released code (without).
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = SGDSaI(model.named_parameters(), lr=1e-2)
         >>> model(torch.eye(4)).square().mean().backward()

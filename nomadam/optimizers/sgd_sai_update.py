@@ -66,7 +66,7 @@ def update_foreach(
     keep: Tensor | None = None,
     limit: int | None = None,
 ) -> None:
-    """The step of :func:`update_one` for many blocks at a time.
+    """The step of `update_one` for many blocks at a time.
 
     Args:
         params: its ``param`` of each block, with any mix of dtypes, devices and strides.
