@@ -194,6 +194,8 @@ def run(
     folder = out or default_folder(made, repeats=source)
     if (folder / "comparison.json").exists():
         raise ValueError(f"{folder} holds a comparison, so a run can not be put there")
+    if source is not None and folder.resolve() == source.resolve():
+        raise ValueError(f"--out {folder} is the run that --from is to repeat; choose another")
     options = {"device": device.value, "cache": cache}
     arm = Arm(label=made.optimizer.name, run=made, folder=folder)
     if dry_run:
@@ -271,14 +273,13 @@ def compare(
         costs = estimate_arms(planned.arms, options, Progress)
         terminal.show_estimates(planned, costs, as_json=as_json)
         return FINISHED
-    if again:
-        comparing.forget_results(planned)
     terminal.say(terminal.plan_line(planned))
     outcomes = comparing.run_arms(
         planned,
         options=options | {"tensorboard": tensorboard},
         make_progress=Progress,
         tell=functools.partial(terminal.tell_outcome, traceback=traceback),
+        again=again,
     )
     terminal.show_comparison(planned, outcomes, as_json=as_json)
     return _exit_code(outcomes)

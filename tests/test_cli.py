@@ -13,6 +13,7 @@ from tiny_training import TinyData, TinyModel, tiny_run
 from nomadam import cli, reports, terminal
 from nomadam.cli import main
 from nomadam.experiments import comparison
+from nomadam.experiments.catalog import make_run
 from nomadam.experiments.child_process import Outcome
 from nomadam.experiments.configuration import Run, to_json
 from nomadam.progress import Progress
@@ -185,6 +186,15 @@ class TestRun:
         assert "seed: 0 there, 3 here" in err
         RunFolder("two").write_json("comparison.json", {"arms": []})
         assert nomadam("run", f"{HERE}.study", "--out", "two")[0] == 2
+
+    def test_a_run_is_not_repeated_onto_itself(self, nomadam, tmp_path):
+        RunFolder("one").write_json("run.json", {"run": to_json(make_run("gpt2_pretraining.demo"))})
+        (tmp_path / "two").symlink_to("one")
+        for out in ("one", "./one/", "two"):
+            code, out, err = nomadam("run", "--from", "one", "--out", out)
+            assert (code, out) == (2, "")
+            assert "is to repeat" in err
+        assert [path.name for path in (tmp_path / "one").iterdir()] == ["run.json"]
 
     def test_interrupted_it_says_how_to_go_on(self, nomadam, monkeypatch):
         class Interrupting(Progress):

@@ -3,14 +3,21 @@ import json
 import signal
 
 import pytest
-from tiny_training import tiny_run
+from tiny_training import TinyData, tiny_run
 
 from nomadam.experiments import comparison as comparing
 from nomadam.experiments.catalog import catalog, default_folder, find_study, make_run, make_runs
 from nomadam.experiments.child_process import Outcome, explain
 from nomadam.experiments.comparison import plan_comparison, run_arms
-from nomadam.experiments.configuration import Run, to_json
-from nomadam.runs import RunFolder
+from nomadam.experiments.configuration import OptimizerChoice, Run, to_json
+from nomadam.runs import FolderInUseError, RunFolder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Missing(TinyData):
+    def load(self, cache_folder=None):
+        raise ValueError("data source '/nowhere': no such folder")
+
 
 RATES = {"adamw": 1e-3, "sgdm": 3e-1, "sgd_sai": 3e-2}
 HERE = "test_comparison"
@@ -204,14 +211,15 @@ def run_here(monkeypatch):
     monkeypatch.setattr(comparing, "run_in_child", in_this_process)
     told = []
 
-    def run_arms_here(planned, train=pretend):
+    def run_arms_here(planned, train=pretend, *, again=False, options=None):
         told.clear()
         run_arms(
             planned,
-            options={},
+            options=options or {},
             make_progress=print,
             tell=lambda arm, outcome: told.append((arm.label, outcome.status, outcome.trained)),
             train=train,
+            again=again,
         )
         return list(told)
 
@@ -251,11 +259,60 @@ class TestRunning:
         (planned.arms[0].folder / "result.json").write_text("{")
         assert run_here(planned) == [("adamw", "finished", True)]
 
-    def test_forgotten_results_are_trained_again(self, run_here, tmp_path):
+    def test_with_again_everything_is_trained_again(self, run_here, tmp_path):
         planned = plan_comparison(f"{HERE}.study", optimizers=["adamw"], out=tmp_path)
         run_here(planned)
-        comparing.forget_results(planned)
-        assert run_here(planned) == [("adamw", "finished", True)]
+        assert run_here(planned, again=True) == [("adamw", "finished", True)]
+
+    @pytest.mark.parametrize(
+        ("changes", "options", "words"),
+        [
+            ({}, {"device": "toaster"}, "device = 'toaster'"),
+            ({"data": Missing()}, {}, "/nowhere"),
+            ({"optimizer": OptimizerChoice(name="adamw", lr=1, arguments={"eps": -1})}, {}, "eps"),
+            ({"optimizer": OptimizerChoice(name="adamm", lr=1)}, {}, "nearest: adam"),
+        ],
+    )
+    def test_nothing_is_forgotten_before_all_is_found_to_be_there(
+        self, run_here, tmp_path, changes, options, words
+    ):
+        planned = plan_comparison(f"{HERE}.study", optimizers=["adamw", "sgd_sai"], out=tmp_path)
+        arms = [planned.arms[0], dataclasses.replace(planned.arms[1], label="other")]
+        arms[1] = dataclasses.replace(arms[1], run=dataclasses.replace(arms[1].run, **changes))
+        planned = dataclasses.replace(planned, arms=tuple(arms))
+        for arm in arms:
+            pretend(arm, {}, None)
+        with pytest.raises(ValueError, match=words):
+            run_here(planned, again=True, options=options)
+        assert all(comparing.ended_result(arm) for arm in arms)
+
+    def test_a_wrong_argument_is_refused_before_any_arm_is_trained(self, run_here, tmp_path):
+        planned = plan_comparison(f"{HERE}.study", out=tmp_path / "out")
+        choice = OptimizerChoice(name="adamw", lr=1, arguments={"beta2": 2})
+        last = dataclasses.replace(planned.arms[2].run, optimizer=choice)
+        arms = (*planned.arms[:2], dataclasses.replace(planned.arms[2], run=last))
+        planned = dataclasses.replace(planned, arms=arms)
+        with pytest.raises(ValueError, match="sgd_sai: beta2 must be"):
+            run_here(planned, lambda *_: pytest.fail("an arm was trained"))
+        assert not (tmp_path / "out").exists()
+
+    def test_one_process_at_a_time_compares_in_a_folder(self, run_here, tmp_path):
+        planned = plan_comparison(f"{HERE}.study", optimizers=["adamw"], out=tmp_path)
+        refused = []
+
+        def in_the_meantime(arm, options, make_progress):
+            before = (tmp_path / "comparison.json").read_bytes()
+            for again in (False, True):
+                with pytest.raises(FolderInUseError, match="another process is comparing in"):
+                    run_arms(
+                        planned, options={}, make_progress=print, tell=print, train=1, again=again
+                    )
+                refused.append(again)
+            assert (tmp_path / "comparison.json").read_bytes() == before
+            return pretend(arm, options, make_progress)
+
+        assert run_here(planned, in_the_meantime) == [("adamw", "finished", True)]
+        assert refused == [False, True]
 
     def test_interrupted_comparison_has_linked_what_it_will_do(self, run_here, tmp_path):
         planned = plan_comparison(f"{HERE}.study", out=tmp_path)

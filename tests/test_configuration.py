@@ -16,6 +16,7 @@ from nomadam.experiments.configuration import (
     short_hash,
     to_json,
 )
+from nomadam.experiments.data import byte_pairs
 from nomadam.experiments.gpt2_pretraining import demo, demo_learning_rates, small_openwebtext
 from nomadam.experiments.language_model import GPT2Model, TokenData
 from nomadam.experiments.schedule import Schedule
@@ -132,13 +133,22 @@ def test_overrides_are_checked_together():
         ({"schedule.name": "step"}, "schedule.milestones"),
         ({"schedule.warmup_fraction": "1.1"}, "from 0 to 1"),
         ({"schedule.decay_factor": "0"}, "above 0 and at most 1"),
-        ({"data.vocab_size": "10"}, "at least 257"),
+        ({"data.vocab_size": "10"}, "from 257 to 1048576"),
+        ({"data.vocab_size": str(2**20 + 1)}, "from 257 to 1048576"),
+        ({"data.validation_fraction": "0.51"}, "above 0 and at most 0.5"),
+        ({"data.validation_fraction": "0"}, "above 0 and at most 0.5"),
     ],
 )
 def test_override_refuses(changes, words):
     with pytest.raises(ValueError) as caught:
         override(language_run(), changes)
     assert words in str(caught.value)
+
+
+def test_the_ranges_of_the_data_are_those_of_its_loader():
+    ends = {"data.vocab_size": byte_pairs.LARGEST_VOCABULARY, "data.validation_fraction": 0.5}
+    changed = override(language_run(), ends).data
+    assert changed.vocab_size == 2**20 and byte_pairs.SMALLEST_VOCABULARY == 257
 
 
 def test_differing_fields_reach_into_the_tree():

@@ -1,5 +1,6 @@
 """The training loop: against a loop written by hand, and in every way that a training can end."""
 
+import dataclasses
 import json
 import math
 import os
@@ -25,10 +26,12 @@ from tiny_training import (
 
 from nomadam.experiments import checkpoints
 from nomadam.experiments.configuration import OptimizerChoice, override, to_json
+from nomadam.experiments.gpt2_pretraining import demo
 from nomadam.experiments.language_model import GPT2Model
+from nomadam.experiments.preparation import check_optimizer
 from nomadam.experiments.schedule import Schedule
 from nomadam.experiments.training import train
-from nomadam.optimizers.baselines import build_optimizer
+from nomadam.optimizers.baselines import BASELINES, build_optimizer
 from nomadam.runs import (
     AnotherRunError,
     FolderInUseError,
@@ -278,7 +281,46 @@ def test_an_unknown_optimizer_or_argument(tmp_path):
         go(tiny_run("sgd_say"), tmp_path / "one")
     choice = OptimizerChoice(name="adamw", lr=1e-3, arguments={"beta3": 0.5})
     with pytest.raises((TypeError, ValueError), match="beta3"):
-        go(tiny_run(optimizer=choice), tmp_path / "two")
+        go(dataclasses.replace(tiny_run(), optimizer=choice), tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "argument", "words"),
+    [
+        ("sgdm", {"momentum": 2}, "momentum must be a number in"),
+        ("sgd_sai", {"gain": "x"}, "gain must be"),
+        ("sgd_sai", {"nesterov": "no"}, "must be true or false"),
+        ("adamw", {"beta2": 1.5}, "beta2"),
+        ("adamw", {"beta3": 0.5}, "beta3"),
+        ("muon", {"head": "9.weight"}, "9.weight"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused_before_the_data_are_loaded(
+    tmp_path, monkeypatch, optimizer, argument, words
+):
+    monkeypatch.setattr(TinyData, "load", lambda *_: pytest.fail("the data were loaded"))
+    choice = OptimizerChoice(name=optimizer, lr=1e-3, arguments=argument)
+    generators = torch.get_rng_state()
+    with pytest.raises(ValueError, match=words):
+        go(dataclasses.replace(tiny_run(), optimizer=choice), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(torch.get_rng_state(), generators)
+
+
+@pytest.mark.parametrize("optimizer", BASELINES)
+def test_every_optimizer_passes_its_check(optimizer):
+    check_optimizer(override(demo(optimizer), {"model.bias": True}), whole=True)
+    check_optimizer(tiny_run(optimizer), whole=True)
+
+
+def test_event_files_without_tensorboard_are_refused_first(tmp_path, monkeypatch):
+    go(tiny_run(), tmp_path)
+    before = (tmp_path / "result.json").read_bytes()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
+    monkeypatch.setattr(TinyData, "load", lambda *_: pytest.fail("the data were loaded"))
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        go(tiny_run(), tmp_path, tensorboard=True, again=True)
+    assert (tmp_path / "result.json").read_bytes() == before
 
 
 def test_event_files(tmp_path):

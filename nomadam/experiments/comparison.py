@@ -209,6 +209,7 @@ def run_arms(
     make_progress: Callable[[str, int], Any],
     tell: Callable[[Arm, ArmOutcome], None],
     train: Callable[..., dict[str, Any]] = train_arm,
+    again: bool = False,
 ) -> list[ArmOutcome]:
     """Train the arms one after another, each in a fresh process, and link them in the folder.
 
@@ -221,16 +222,60 @@ def run_arms(
         make_progress: makes a progress line from label and steps; a picklable callable.
         tell: called with each arm and what became of it.
         train: what the child process calls; default ``train_arm``.
+        again: train every arm from the start. What they left is removed after the optimizers,
+            the device and the data have been found to be there.
 
     Returns:
         One outcome an arm, in their order.
 
     Raises:
-        ValueError: the folder holds a run, or a comparison of other arms.
+        ValueError: the folder holds a run, or a comparison of other arms; an arm's optimizer can
+            not be built; another process compares in the folder.
+        RuntimeError: with ``again``, an arm can not be trained for another reason.
         KeyboardInterrupt: interrupted; the arm in training has written its checkpoint.
     """
     _check_folder(comparison)
-    comparison.folder.mkdir(parents=True, exist_ok=True)
+    _check_arms(comparison, options, again)
+    with RunFolder(comparison.folder).locked("comparing"):
+        # Another process may have put something there since.
+        _check_folder(comparison)
+        if again:
+            forget_results(comparison)
+        return _run_arms(comparison, options, make_progress, tell, train)
+
+
+def _check_arms(comparison: Comparison, options: Mapping[str, Any], again: bool) -> None:
+    """Refuse arms that can not be trained, before anything is written or removed."""
+    # Imported here, since it loads torch.
+    from nomadam.experiments.preparation import check_optimizer
+
+    for arm in comparison.arms:
+        if again or ended_result(arm) is None:
+            try:
+                check_optimizer(arm.run)
+            except ValueError as error:
+                raise ValueError(f"{arm.title}: {error}") from error
+    if again:
+        outcome = run_in_child(check_arms, comparison.arms, dict(options))
+        if outcome.error is not None:
+            kind = ValueError if outcome.bad_input else RuntimeError
+            raise kind(f"{outcome.error}; what was there before is kept")
+
+
+def check_arms(arms: Sequence[Arm], options: Mapping[str, Any]) -> None:
+    """Raise what would keep one of the arms from being trained; called in a child process."""
+    from nomadam.experiments.preparation import check_runs
+
+    check_runs([arm.run for arm in arms], **options)
+
+
+def _run_arms(
+    comparison: Comparison,
+    options: Mapping[str, Any],
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[Arm, ArmOutcome], None],
+    train: Callable[..., dict[str, Any]],
+) -> list[ArmOutcome]:
     outcomes: list[ArmOutcome] = []
     write_links(comparison, outcomes)
     for arm in comparison.arms:

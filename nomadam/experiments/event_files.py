@@ -6,6 +6,19 @@ from pathlib import Path
 from typing import Any
 
 
+def summary_writer() -> Any:
+    """Return torch's class that writes event files.
+
+    Raises:
+        ImportError: without tensorboard, naming what to install.
+    """
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ImportError("event files need TensorBoard: pip install tensorboard") from error
+    return SummaryWriter
+
+
 @contextlib.contextmanager
 def event_files(
     folder: Path, *, first_step: int, wanted: bool
@@ -23,11 +36,7 @@ def event_files(
     if not wanted:
         yield lambda record: None
         return
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise ImportError("event files need TensorBoard: pip install tensorboard") from error
-    with SummaryWriter(str(folder), purge_step=first_step) as writer:
+    with summary_writer()(str(folder), purge_step=first_step) as writer:
 
         def write(record: Mapping[str, Any]) -> None:
             for name, value in record.items():

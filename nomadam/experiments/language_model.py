@@ -119,10 +119,10 @@ class TokenData:
     Args:
         source: ``stdlib`` (Python's own sources), a folder of text files, a folder with
             ``train.bin`` and ``val.bin`` (uint16), or a Hugging Face data set by name or path.
-        vocab_size: of the byte-pair encoding that is trained on it, at least 257; default 4096.
+        vocab_size: of the byte-pair encoding that is trained on it, 257 to 2^20; default 4096.
             Tokens that are read ready-made have their own.
         context: tokens of a window, at least 1; default 64.
-        validation_fraction: held out, above 0 and below 1; default 0.05.
+        validation_fraction: held out, above 0 and at most 0.5; default 0.05.
         max_bytes: of text to read, at least 1, or None for all; default None.
         text_field: the column of a Hugging Face data set; default ``text``.
         split: the split of a Hugging Face data set; default ``train``.
@@ -147,10 +147,12 @@ class TokenData:
         """Check the fields."""
         check_types(self, "data.")
         require(bool(self.source), "data.source", self.source, "a source of text")
-        require(self.vocab_size >= 257, "data.vocab_size", self.vocab_size, "at least 257")
+        size = self.vocab_size
+        require(257 <= size <= 2**20, "data.vocab_size", size, "from 257 to 1048576")
         require(self.context >= 1, "data.context", self.context, "at least 1")
         fraction = self.validation_fraction
-        require(0 < fraction < 1, "data.validation_fraction", fraction, "above 0 and below 1")
+        allowed = "above 0 and at most 0.5"
+        require(0 < fraction <= 0.5, "data.validation_fraction", fraction, allowed)
         if self.max_bytes is not None:
             require(self.max_bytes >= 1, "data.max_bytes", self.max_bytes, "at least 1, or none")
 

@@ -1,6 +1,9 @@
 """What the training loop works with: data, model, optimizer, and what the folder holds of them."""
 
+import contextlib
 import dataclasses
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,10 +11,12 @@ import torch
 
 from nomadam.experiments import checkpoints, resources
 from nomadam.experiments.configuration import Run, to_json
+from nomadam.experiments.event_files import summary_writer
 from nomadam.optimizers.baselines import build_optimizer, find_baseline
 from nomadam.runs import FORMAT, RunFolder, RunFolderError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+STAND_IN = 8  # of a number that only the loaded data know
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,16 +57,82 @@ class Parts:
         return self.accelerator.is_main_process
 
 
-def check_optimizer(run: Run) -> None:
+def check_optimizer(run: Run, *, whole: bool = False) -> None:
     """Refuse an optimizer that can not be built, before anything is loaded or written.
 
+    Where it has arguments it is built on the Run's model, without memory for its parameters.
+
+    Args:
+        run: the Run.
+        whole: build it though it has no arguments, so that a missing library is found too.
+
     Raises:
-        ValueError: its name or one of its arguments is unknown; the nearest names are told.
+        ValueError: its name or one of its arguments is unknown, with the nearest names, or out of
+            range.
+        ImportError: its library, or that of the model, is missing; only where it is built.
     """
+    choice = run.optimizer
     try:
-        find_baseline(run.optimizer.name, run.optimizer.arguments)
+        find_baseline(choice.name, choice.arguments)
+        module = _weightless(run) if choice.arguments or whole else None
+        if module is not None:
+            with contextlib.suppress(RuntimeError):  # it may want a device that is not this one
+                _optimizer(run, module)
     except TypeError as error:
         raise ValueError(f"optimizer.arguments: {error}") from error
+
+
+def _weightless(run: Run) -> torch.nn.Module | None:
+    """The Run's model with the names and shapes of its parameters only, None where it resists."""
+    shape = {
+        name: getattr(run.data, name, STAND_IN)
+        for name in inspect.signature(run.model.build).parameters
+    }
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return run.model.build(**shape)
+    except ImportError:
+        raise
+    except Exception:
+        # The training itself will tell, with the data's own shape.
+        return None
+
+
+def _optimizer(run: Run, module: torch.nn.Module) -> torch.optim.Optimizer:
+    choice = run.optimizer
+    return build_optimizer(
+        choice.name, module, lr=choice.lr, weight_decay=choice.weight_decay, **choice.arguments
+    )
+
+
+def check_runs(
+    runs: Sequence[Run],
+    *,
+    device: Device = "auto",
+    cache: str | Path | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """Raise what would keep one of the Runs from being trained: optimizer, device or data.
+
+    Args:
+        runs: each is checked; data that several have in common are loaded once.
+        device: as ``train`` takes it, like all that follow.
+        cache: see there.
+        tensorboard: see there.
+
+    Raises:
+        ValueError: as `check_optimizer` and `make_accelerator`, and for data that can not be had.
+        ImportError: a library is missing.
+    """
+    if tensorboard:
+        summary_writer()
+    loaded = []
+    for run in runs:
+        check_optimizer(run, whole=True)
+        make_accelerator(run, device)
+        if run.data not in loaded:
+            run.data.load(None if cache is None else Path(cache))
+            loaded.append(run.data)
 
 
 def make_accelerator(run: Run, device: Device) -> Any:
@@ -110,10 +181,7 @@ def prepare(
     checkpoints.seed_everything(run.seed)
     module = run.model.build(**run.data.shape(dataset))
     module.to(device, torch.bfloat16 if run.precision == "bf16" else None)
-    choice = run.optimizer
-    optimizer = build_optimizer(
-        choice.name, module, lr=choice.lr, weight_decay=choice.weight_decay, **choice.arguments
-    )
+    optimizer = _optimizer(run, module)
     parts = Parts(
         run=run,
         home=home,

@@ -11,7 +11,7 @@ import torch
 
 from nomadam.experiments.checkpoints import random_state, restore_random_state, write_checkpoint
 from nomadam.experiments.configuration import Run, differing_fields, to_json
-from nomadam.experiments.event_files import event_files
+from nomadam.experiments.event_files import event_files, summary_writer
 from nomadam.experiments.interruption import StopSignals
 from nomadam.experiments.preparation import (
     Device,
@@ -77,6 +77,8 @@ def train(
     if not again and (result := home.read_result()) is not None:
         return result
     check_optimizer(run)
+    if tensorboard:
+        summary_writer()
     accelerator = make_accelerator(run, device)
     before = random_state()
     with contextlib.ExitStack() as stack:
