@@ -16,10 +16,10 @@ from report_folders import (
     write_run,
 )
 
-from nomadam.reports import summary_rows, write_report
+from nomadam.reports import figures, summary_rows, write_report
 from nomadam.reports.arms import read_comparison
 from nomadam.reports.curves import curves, trailing_mean
-from nomadam.reports.drawing import shown
+from nomadam.reports.drawing import looks, shown
 from nomadam.reports.gain_figures import rows_of_blocks
 from nomadam.reports.reading import read_run
 from nomadam.reports.tables import markdown, markdown_text
@@ -119,6 +119,55 @@ def test_damaged_folders_still_make_a_report(tmp_path):
             for curve in curves(arm, "train_loss")] == []  # fmt: skip
     alone = write_report([runs["bare"]], tmp_path / "alone")
     assert [path.name for path in alone] == ["report.md", "report.html"]
+
+
+def test_numbers_at_the_ends_of_a_float_still_make_a_report(tmp_path):
+    folders = [
+        write_run(tmp_path / name, "sgd_sai", steps=40, seed=i) for i, name in enumerate("ab")
+    ]
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for i, row in enumerate(rows):
+            extreme = {0: 1e308, 1: -1e308, 2: 10**400}.get(i % 4)
+            for key in ("train_loss", "validation_loss", "optimizer_ms", "peak_memory_mb"):
+                row[key] = row["train_loss"] if extreme is None and key != "train_loss" else extreme
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(text)
+        blocks = json.loads((folder / "gains.json").read_text())["blocks"]
+        first, second, third = list(blocks)[:3]
+        blocks[first]["gain"], blocks[second]["gain"], blocks[third]["numel"] = (
+            1e308,
+            1e-308,
+            1e-308,
+        )
+        write_json(folder / "gains.json", {"blocks": blocks})
+        result = json.loads((folder / "result.json").read_text())
+        write_json(
+            folder / "result.json", {**result, "validation_loss": 1e308, "optimizer_ms": -1e308}
+        )
+    (row,) = summary_rows(folders)
+    assert row["validation_loss"] is None
+    page = write_report(folders, tmp_path / "out")[1].read_text()
+    assert "numbers beyond 1e+30 in 30 lines" in page and first in page
+    assert (tmp_path / "out" / "figures" / "gains_by_block.png").exists()
+
+
+def test_a_line_far_above_its_start_does_not_press_the_others(tmp_path):
+    folder = demo_comparison(tmp_path)
+    path = tmp_path / "sgdm-0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[len(rows) // 2 :]:
+        row["train_loss"] *= 1000.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison = read_comparison([folder])
+    lines = [(arm, curves(arm, "train_loss")) for arm in comparison.arms]
+    look = looks(comparison)
+    starts = [curve.mean[0] for _, found in lines for curve in found]
+    assert figures._top(lines, look) == pytest.approx(1.25 * max(starts))
+    # Without it the axis ends at the highest point.
+    calm = [each for each in lines if each[0].label != "sgdm"]
+    highest = max(curve.mean.max() for _, found in calm for curve in found)
+    assert figures._top(calm, look) == pytest.approx(highest)
 
 
 def test_wrong_folders_are_named(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LARGEST, SMALLEST_GAIN = 1e30, 1e-30
 EXPECTED = "a run folder holds run.json, a comparison folder holds comparison.json"
 
 
@@ -61,7 +62,9 @@ class RunRecord:
 
 
 def number(value: Any) -> float | None:
-    """Return `value` as a finite float, and None for anything else (text, null, NaN, a boolean).
+    """Return `value` as a float of at most ±1e30, None for anything else (text, NaN, a boolean).
+
+    Beyond that lies no measurement, and means and figures overflow.
 
     Example:
         >>> number(3), number("3"), number(float("nan"))
@@ -73,7 +76,7 @@ def number(value: Any) -> float | None:
         converted = float(value)
     except OverflowError:
         return None
-    return converted if math.isfinite(converted) else None
+    return converted if abs(converted) <= LARGEST else None
 
 
 def plain_text(text: str) -> str:
@@ -99,8 +102,12 @@ def _clean(value: Any) -> Any:
 
 def _parse(text: str) -> Any:
     # Python writes NaN and Infinity, which are no JSON: both are read as null, like 1e999.
-    parsed = json.loads(text, parse_constant=lambda _: None, parse_float=lambda t: number(float(t)))
-    return _clean(parsed)
+    return _clean(json.loads(text, parse_constant=lambda _: None, parse_float=_finite))
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
         notes.append(f"Left out: {path} can not be read: {error.strerror or error}")
         lines = []
     by_step: dict[int, dict[str, Any]] = {}
-    damaged = 0
+    damaged = extreme = 0
     for index, line in enumerate(lines):
         if not line.strip():
             continue
@@ -159,12 +166,19 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
         step = row.get("step") if isinstance(row, dict) else None
         if isinstance(row, dict) and type(step) is int and step > 0:
             by_step[step] = row
+            extreme += any(map(_is_extreme, row.values()))
         # A line without its end is one that a killed process was writing: that is no damage.
         elif index < len(lines) - 1:
             damaged += 1
     if damaged:
         notes.append(f"Left out: {damaged} lines of {path} that could not be read")
+    if extreme:
+        notes.append(f"Left out: numbers beyond {LARGEST:g} in {extreme} lines of {path}")
     return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _is_extreme(value: Any) -> bool:
+    return type(value) in (int, float) and number(value) is None
 
 
 def _read_gains(path: Path, notes: list[str]) -> dict[str, tuple[float, float]]:
@@ -173,8 +187,10 @@ def _read_gains(path: Path, notes: list[str]) -> dict[str, tuple[float, float]]:
     for name, block in (blocks if isinstance(blocks, dict) else {}).items():
         entry = block if isinstance(block, dict) else {}
         gain, numel = number(entry.get("gain")), number(entry.get("numel"))
-        if gain is not None and numel is not None and gain > 0 and numel > 0:
+        if gain is not None and numel is not None and gain >= SMALLEST_GAIN and numel >= 1:
             gains[name] = (gain, numel)
+        else:
+            notes.append(f"Left out: the gain of {name} in {path}, which is no gain of a block")
     return gains
 
 
