@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback as traceback_module
+import warnings
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -362,7 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # process, SIGTERM is a Ctrl-C.
         before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(args=words, prog_name="nomadam")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(args=words, prog_name="nomadam")
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else FAILED
     except KeyboardInterrupt:
@@ -371,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     return FINISHED
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    terminal.say(f"warning: {' '.join(str(message).split())}")
 
 
 def _interrupt(number: int, frame: object) -> None:

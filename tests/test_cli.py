@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 from tiny_training import TinyData, TinyModel, tiny_run
 
 from nomadam import cli, reports, terminal
@@ -16,6 +18,7 @@ from nomadam.experiments import comparison
 from nomadam.experiments.catalog import make_run
 from nomadam.experiments.child_process import Outcome
 from nomadam.experiments.configuration import Run, to_json
+from nomadam.experiments.resources import environment
 from nomadam.progress import Progress
 from nomadam.runs import RunFolder
 
@@ -244,6 +247,80 @@ class TestRun:
         first = RunFolder(folder).read_json("result.json")
         assert repeated["validation_loss"] == first["validation_loss"]
         assert "the data is not the same" not in err
+
+
+def loud() -> Run:
+    warnings.warn("the model\nis loud", stacklevel=1)
+    return study()
+
+
+def test_a_warning_is_one_plain_line(nomadam):
+    before = warnings.showwarning
+    code, _, err = nomadam("run", f"{HERE}.loud", "--set", "steps=0")
+    assert code == 2
+    assert err == "warning: the model is loud\nerror: steps = 0: must be at least 1\n"
+    assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", f"{HERE}.study", "--out", "file"],
+        ["run", f"{HERE}.study", "--out", "file/x"],
+        ["run", f"{HERE}.study", "--out", "file/x", "--again"],
+        ["run", "--from", "file"],
+        ["run", "--from", "file/x"],
+        ["compare", f"{HERE}.grid", "--out", "file"],
+        ["compare", f"{HERE}.grid", "--out", "file/x/y", "--again"],
+        ["report", "whole", "--out", "file"],
+        ["report", "whole", "--out", "file/x"],
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_named(nomadam, tmp_path, words):
+    (tmp_path / "file").write_text("kept")
+    RunFolder("whole").write_json("run.json", {"run": to_json(study())})
+    code, out, err = nomadam(*words)
+    assert code == 2
+    assert err.endswith("file is a file, not a folder; choose another folder\n")
+    assert "Traceback" not in err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", [["list"], ["run", f"{HERE}.study"]])
+def test_sigterm_is_an_interruption(nomadam, monkeypatch, command):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    # Before a training answers the signal by itself.
+    monkeypatch.setattr("nomadam.experiments.catalog.catalog", terminated)
+    monkeypatch.setattr("nomadam.experiments.catalog.make_run", terminated)
+    code, out, err = nomadam(*command)
+    assert (code, out) == (130, "")
+    assert err.startswith("interrupted\nto go on:\n  nomadam ")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_diverges_at_once_is_not_estimated(nomadam):
+    code, out, err = nomadam(
+        "run", f"{HERE}.study", "--optimizer", "sgdm", "--set", "optimizer.lr=1e38", "--dry-run"
+    )
+    assert (code, out) == (2, "")
+    assert re.search(r"not finite at step \d already.*lower optimizer.lr = 1e\+38", err)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("/a/bin/nomadam", "nomadam"),
+        ("/a/nomadam/__main__.py", "nomadam"),
+        ("study.py", "study.py"),
+    ],
+)
+def test_the_recorded_command_can_be_typed(monkeypatch, program, name):
+    monkeypatch.setattr(sys, "argv", [program, "run", "x"])
+    assert environment(torch.device("cpu"))["command"] == [name, "run", "x"]
 
 
 class TestCompare:

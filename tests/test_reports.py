@@ -1,5 +1,6 @@
 """Reports from made run folders: what is read, the numbers, damage and wrong folders."""
 
+import errno
 import json
 import re
 import statistics
@@ -16,6 +17,7 @@ from report_folders import (
     write_run,
 )
 
+from nomadam.durable_files import DiskFullError
 from nomadam.reports import figures, summary_rows, write_report
 from nomadam.reports.arms import read_comparison
 from nomadam.reports.curves import curves, trailing_mean
@@ -168,6 +170,21 @@ def test_a_line_far_above_its_start_does_not_press_the_others(tmp_path):
     calm = [each for each in lines if each[0].label != "sgdm"]
     highest = max(curve.mean.max() for _, found in calm for curve in found)
     assert figures._top(calm, look) == pytest.approx(highest)
+
+
+def test_a_full_disk_and_a_file_in_the_way_are_named(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", steps=5)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/x"):
+        with pytest.raises(ValueError, match="file is a file, not a folder"):
+            write_report([folder], tmp_path / out)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(DiskFullError, match=f"no space left for {tmp_path / 'out'}; free some"):
+        write_report([folder], tmp_path / "out")
 
 
 def test_wrong_folders_are_named(tmp_path):

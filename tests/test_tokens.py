@@ -1,6 +1,7 @@
 """Tokens: what is read, what is held out, what is kept, and what is refused."""
 
 import doctest
+import errno
 import hashlib
 import http.server
 import importlib
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from nomadam.durable_files import DiskFullError
 from nomadam.experiments.data import byte_pairs, corpus, hugging_face
 from nomadam.experiments.data.tokens import TokenDataset, default_cache_folder, load_tokens
 
@@ -377,6 +379,19 @@ def test_a_cache_that_can_not_be_written_is_said_before_the_work(folder, tmp_pat
         load_tokens(folder, vocab_size=280, context=16, cache_folder=tmp_path / "file")
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_a_full_disk_is_told_with_its_place(folder, tmp_path, monkeypatch, words):
+    def full(*_):
+        if words:
+            raise Exception("No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(byte_pairs, "_encode", full)
+    with pytest.raises(DiskFullError, match=f"no space left for {tmp_path / 'cache'}.*--cache"):
+        load_tokens(folder, vocab_size=280, context=16, cache_folder=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
 def test_the_default_cache_is_in_the_users_home(monkeypatch, tmp_path, folder):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert default_cache_folder().is_relative_to(tmp_path)
@@ -617,6 +632,13 @@ def test_damaged_data_sets(load, tmp_path, harm):
         path.write_bytes(b"" if harm == "empty" else b"\x80\x04damaged\n{")
     with pytest.raises(ValueError, match=r"data source .*a\..*"):
         load(path)
+
+
+def test_the_cause_of_a_damaged_table_is_told(load, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n' * 5 + '{"text": "torn\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl' can not be read.*; .*(JSON|parse)") as caught:
+        load(tmp_path / "a.jsonl")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_kind_that_is_no_table_of_text_is_refused(load, tmp_path):

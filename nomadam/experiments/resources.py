@@ -120,8 +120,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "git_commit": commit,
         "git_dirty": dirty,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
     }
+
+
+def _program(path: Path) -> str:
+    # ``python -m nomadam`` is the same command.
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _version(package: str) -> str | None:

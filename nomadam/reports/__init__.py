@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from nomadam.durable_files import disk_full_told
 from nomadam.reports.arms import Comparison, read_comparison
 from nomadam.reports.drawing import Picture
 from nomadam.reports.figures import draw_all
@@ -18,6 +19,7 @@ from nomadam.reports.tables import (
     rows_of,
     summary_rows,
 )
+from nomadam.runs import refuse_file
 
 __all__ = ["summary_rows", "write_report"]
 
@@ -35,18 +37,21 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         The paths that were written, report.md and report.html first.
 
     Raises:
-        ValueError: a folder that is neither, or runs on different data.
+        ValueError: a folder that is neither, runs on different data, or a file for `out`.
         ImportError: matplotlib is not installed.
+        DiskFullError: no space left for the report.
     """
     comparison = read_comparison([Path(folder) for folder in folders])
     out = Path(out)
-    pictures = draw_all(comparison, out / "figures")
-    texts = {
-        out / "report.md": _markdown_page(comparison, pictures),
-        out / "report.html": page(comparison, rows_of(comparison), pictures),
-    }
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+    refuse_file(out)
+    with disk_full_told(out, "free some and make the report again"):
+        pictures = draw_all(comparison, out / "figures")
+        texts = {
+            out / "report.md": _markdown_page(comparison, pictures),
+            out / "report.html": page(comparison, rows_of(comparison), pictures),
+        }
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8", newline="\n")
     drawn = [path for picture in pictures for path in (picture.png, picture.svg)]
     return [*texts, *drawn]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nomadam.durable_files import disk_full_told
 from nomadam.experiments.data.corpus import Corpus, Survey, first_bytes, hashed_order, texts
 
 END_OF_TEXT = "<|endoftext|>"
@@ -64,6 +65,7 @@ def tokenized(
 
     Errors:
         ValueError: a cache folder that can not be written.
+        DiskFullError: no space left for it.
     """
     key = {
         "format": _FORMAT,
@@ -152,36 +154,50 @@ def _make(
             f"the cache folder {str(folder.parent)!r} can not be written ({error.strerror}): "
             "give another one"
         ) from error
+    advice = "free some, or give another cache folder (--cache)"
     try:
-        nothing = np.zeros_like(training)
-        taken = first_bytes(training, hashed_order(corpus.names), BPE_TRAINING_BYTES)
-        tokenizer = _trained(texts(corpus, nothing, taken), vocab_size)
-        size = tokenizer.get_vocab_size()
-        tokenizer.save(str(building / "tokenizer.json"))
-        dtype = "<u2" if size <= 2**16 else "<u4"
-        train_tokens = _encode(
-            tokenizer, texts(corpus, nothing, training), building / "train.bin", dtype
-        )
-        validation_tokens = _encode(
-            tokenizer, texts(corpus, training, found.sizes), building / "validation.bin", dtype
-        )
-        manifest = {
-            "key": key,
-            "vocab_size": size,
-            "dtype": dtype,
-            "train_tokens": train_tokens,
-            "validation_tokens": validation_tokens,
-            "files": {part: file_sha256(building / part) for part in _PARTS},
-        }
-        checksum = hashlib.sha256(_canonical(manifest)).hexdigest()
-        (building / "manifest.json").write_bytes(_canonical(manifest | {"checksum": checksum}))
-        for part in (*_PARTS, "manifest.json"):
-            with (building / part).open("rb+") as file:
-                os.fsync(file.fileno())
-        _install(building, folder, key)
-        return manifest
+        with disk_full_told(folder.parent, advice):
+            return _fill(building, folder, key, corpus, found, training, vocab_size)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _fill(
+    building: Path,
+    folder: Path,
+    key: dict[str, Any],
+    corpus: Corpus,
+    found: Survey,
+    training: np.ndarray,
+    vocab_size: int,
+) -> dict[str, Any]:
+    nothing = np.zeros_like(training)
+    taken = first_bytes(training, hashed_order(corpus.names), BPE_TRAINING_BYTES)
+    tokenizer = _trained(texts(corpus, nothing, taken), vocab_size)
+    size = tokenizer.get_vocab_size()
+    tokenizer.save(str(building / "tokenizer.json"))
+    dtype = "<u2" if size <= 2**16 else "<u4"
+    train_tokens = _encode(
+        tokenizer, texts(corpus, nothing, training), building / "train.bin", dtype
+    )
+    validation_tokens = _encode(
+        tokenizer, texts(corpus, training, found.sizes), building / "validation.bin", dtype
+    )
+    manifest = {
+        "key": key,
+        "vocab_size": size,
+        "dtype": dtype,
+        "train_tokens": train_tokens,
+        "validation_tokens": validation_tokens,
+        "files": {part: file_sha256(building / part) for part in _PARTS},
+    }
+    checksum = hashlib.sha256(_canonical(manifest)).hexdigest()
+    (building / "manifest.json").write_bytes(_canonical(manifest | {"checksum": checksum}))
+    for part in (*_PARTS, "manifest.json"):
+        with (building / part).open("rb+") as file:
+            os.fsync(file.fileno())
+    _install(building, folder, key)
+    return manifest
 
 
 def _trained(documents: Iterator[Iterable[str]], vocab_size: int) -> Any:

@@ -136,8 +136,17 @@ def _library() -> Any:
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:
-    reason = str(error).strip() or type(error).__name__
-    return ValueError(f"data source {source!r} can not be read as a data set: {reason}")
+    """Say why, with the cause: the library's own message is often that something failed."""
+    reasons: list[str] = []
+    found: BaseException | None = error
+    while found is not None:
+        reason = " ".join(str(found).split()) or type(found).__name__
+        if not any(reason in each for each in reasons):
+            reasons.append(reason)
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return ValueError(
+        f"data source {source!r} can not be read as a data set: {'; '.join(reasons[:4])}"
+    )
 
 
 def _ask_for(name: str, source: str) -> None:
