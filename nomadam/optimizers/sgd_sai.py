@@ -278,8 +278,8 @@ class SGDSaI(Optimizer):
     def _prepare(self, compiling: bool) -> list[tuple[list[list[Any]], bool, dict[str, Any]]]:
         """Makes state, starts new blocks, and says which tensors are to be updated, and how.
 
-        Not traced: whether a block is measured is a fact of the host. So every number in the
-        result is a plain float, but for a learning rate that has to stay a tensor.
+        Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
+        the host too: floats, or where the update is traced 0-d tensors, which it can not specialise.
         """
         grads = [param.grad for _, param, _ in self._blocks()]
         if any(grad is not None and grad.layout != torch.strided for grad in grads):
