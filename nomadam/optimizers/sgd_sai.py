@@ -279,7 +279,7 @@ class SGDSaI(Optimizer):
         """Makes state, starts new blocks, and says which tensors are to be updated, and how.
 
         Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
-        the host too: floats, or where the update is traced 0-d tensors, which it can not specialise.
+        the host too: floats, or 0-d tensors where the update is traced, not to be specialised.
         """
         grads = [param.grad for _, param, _ in self._blocks()]
         if any(grad is not None and grad.layout != torch.strided for grad in grads):
