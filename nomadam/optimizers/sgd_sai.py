@@ -178,9 +178,9 @@ class SGDSaI(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         compiling = torch.compiler.is_compiling()
+        limit = None if compiling else self._slice_limit()
         for tensors, foreach, options in self._prepare(compiling):
             if foreach:
-                limit = None if compiling else self._slice_limit()
                 update_foreach(*tensors, **options, limit=limit)
             else:
                 for param, grad, momentum_buffer, gain in zip(*tensors, strict=True):
