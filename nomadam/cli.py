@@ -1,4 +1,4 @@
-"""The command line: nomadam run | compare | list | report."""
+"""The command line: nomadam run | compare | list | report | profile."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ try:
 except ImportError:
     sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
 
-from nomadam import terminal
+from nomadam import profile_command, terminal
 from nomadam.progress import Progress
 
 if TYPE_CHECKING:
@@ -345,6 +345,11 @@ def report(
     if as_json:
         terminal.show_json({"rows": rows, "report": paths})
     return FINISHED
+
+
+app.command("profile", epilog=profile_command.EPILOG + EXIT_CODES)(
+    _command(profile_command.profile)
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

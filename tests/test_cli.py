@@ -23,7 +23,7 @@ from nomadam.progress import Progress
 from nomadam.runs import RunFolder
 
 HERE = "test_cli"
-COMMANDS = ("run", "compare", "list", "report")
+COMMANDS = ("run", "compare", "list", "report", "profile")
 SMALL_GPT2 = {
     "model.layers": 1,
     "model.heads": 2,

@@ -30,7 +30,8 @@ LAYERS = {
     "experiments": METHODS | {"runs", "durable_files", "progress"},
     "reports": {"runs", "durable_files"},
     "integrations": METHODS,
-    "cli": COMMAND_LINE,
+    "cli": COMMAND_LINE | {"profile_command"},
+    "profile_command": COMMAND_LINE,
     "terminal": COMMAND_LINE,
     "__init__": METHODS,
     "__main__": {"cli"},
@@ -142,7 +143,7 @@ def test_layers_import_one_way(path):
 @files
 def test_optional_libraries_are_imported_inside_functions(path):
     allowed = REQUIRED | {"nomadam", "__future__"} | set(sys.stdlib_module_names)
-    if layer_of(path) == "cli":
+    if layer_of(path) in ("cli", "profile_command"):
         allowed.add("typer")
     for name, at_import in imports_of(path):
         assert not at_import or name.split(".")[0] in allowed, (
