@@ -1,0 +1,175 @@
+"""The update of SGD-SaI on the CPU in one pass over memory: a compiled loop over all tensors."""
+
+import ctypes
+import functools
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from nomadam.numerics.blockwise import num_scales
+from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.cpp_library import NoCompilerError, load_cpp
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+# Laid out as `Row` and `Options` there.
+_ROW = struct.Struct("@5Pd2Q2q2I4B4x")
+_OPTIONS = struct.Struct("@3dq")
+_KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4}
+_FLOATS = frozenset(_KINDS) - {torch.int8}
+
+
+class Kernel(NamedTuple):
+    """The compiled loop, and what starts torch's own threads on it (None: one thread).
+
+    Attributes:
+        step: ``(rows, num_rows, options, fork, num_threads)``, C types all of them.
+        fork: the address of OpenMP's entry point in the library that torch has loaded.
+    """
+
+    step: Any
+    fork: int | None
+
+
+def cpu_kernel(warn: bool = True) -> Kernel | None:
+    """The kernel, compiled or read from the cache when first asked for.
+
+    Args:
+        warn: warn, once a process, where it cannot be had.
+
+    Returns:
+        None without a working C++ compiler.
+    """
+    found = _kernel_or_reason()
+    if isinstance(found, Kernel):
+        return found
+    if warn:
+        _warn_once(found)
+    return None
+
+
+@functools.cache
+def _kernel_or_reason() -> Kernel | str:
+    try:
+        step = load_cpp(_SOURCE).sgd_sai_step
+    except NoCompilerError as error:
+        return str(error)
+    step.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p] + [ctypes.c_void_p] * 2
+    step.restype = None
+    # Whichever OpenMP torch came with has this entry point, so that no second pool is made.
+    fork = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    return Kernel(step, fork and ctypes.cast(fork, ctypes.c_void_p).value)
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        "SGDSaI's one-pass kernel for the CPU needs a C++ compiler, and steps take the slower "
+        f"foreach path: install g++ or clang++ ({reason})",
+        stacklevel=2,
+    )
+
+
+def cpu_fits(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the kernel can take a block: plain contiguous tensors, of dtypes that it knows.
+
+    Args:
+        tensors: parameter, gradient, momentum buffer, its scales and the compensation.
+    """
+    param, grad, momentum_buffer, scale, compensation = tensors
+    assert param is not None and grad is not None
+    shape, dtypes = param.shape, []
+    for tensor in (param, grad, momentum_buffer, compensation):
+        if tensor is None:
+            dtypes.append(None)
+        elif tensor.shape == shape and _is_plain(tensor):
+            dtypes.append(tensor.dtype)
+        else:
+            return False
+    in_codes = dtypes[2] is torch.int8
+    return (
+        dtypes[0] in _FLOATS
+        and dtypes[1] in _FLOATS
+        and (in_codes or dtypes[2] is None or dtypes[2] in _FLOATS)
+        and (not in_codes or scale is not None and _are_scales(scale, param.numel()))
+        and (dtypes[3] is None or dtypes[0] == dtypes[3] == torch.bfloat16)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return plain and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def _are_scales(scale: Tensor, numel: int) -> bool:
+    known = scale.dtype is torch.float32 and scale.numel() == num_scales(numel)
+    return known and _is_plain(scale)
+
+
+def update_cpu(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor | None],
+    gains: Sequence[float | Tensor],
+    *,
+    momentum_scales: Sequence[Tensor | None],
+    compensations: Sequence[Tensor | None],
+    draws: Sequence[Draw | None],
+    stochastic: Sequence[bool],
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    maximize: bool = False,
+    keep: Tensor | None = None,
+    grad_scale: float | Tensor | None = None,
+) -> None:
+    """The step of `update_forloop`, with the same arguments, for blocks that `cpu_fits` admits.
+
+    One call works on all blocks at once, with as many threads as torch uses, and without the
+    interpreter's lock. In float32; ``cpu_kernel()`` must not be None.
+    """
+    if keep is not None and not keep:
+        return
+    kernel = cpu_kernel()
+    assert kernel is not None
+    rate = float(lr)
+    rows = bytearray()
+    for param, grad, buffer, gain, scale, compensation, drawn, rounds in zip(
+        *(params, grads, momentum_buffers, gains),
+        *(momentum_scales, compensations, draws, stochastic),
+        strict=True,
+    ):
+        seed, step, block, first = (0, 0, 0, 0) if drawn is None else drawn
+        assert drawn is not None or scale is None
+        rows += _ROW.pack(
+            param.data_ptr(),
+            grad.data_ptr(),
+            0 if buffer is None else buffer.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            0 if compensation is None else compensation.data_ptr(),
+            -rate * float(gain),
+            seed,
+            first,
+            param.numel(),
+            0,
+            int(step),
+            block,
+            _KINDS[param.dtype],
+            _KINDS[grad.dtype],
+            0 if buffer is None else _KINDS[buffer.dtype],
+            rounds and drawn is not None,
+        )
+    factor = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+    options = _OPTIONS.pack(
+        1 - momentum, 1 - rate * weight_decay, -factor if maximize else factor, nesterov
+    )
+    table = (ctypes.c_char * len(rows)).from_buffer(rows)
+    kernel.step(table, len(params), options, kernel.fork, torch.get_num_threads())
+    changed = (params, momentum_buffers, momentum_scales, compensations)
+    increment_version([tensor for column in changed for tensor in column if tensor is not None])
