@@ -27,7 +27,8 @@ def test_the_signature_is_the_documented_one():
     assert {p.name: p.default for p in parameters[2:]} == {
         "momentum": 0.9, "weight_decay": 1e-2, "eps": 0.0, "gain": "gsnr", "normalize": False,
         "nesterov": False, "maximize": False, "foreach": None, "fused": None,
-        "differentiable": False, "skip_nonfinite": False,
+        "differentiable": False, "skip_nonfinite": False, "momentum_dtype": None,
+            "rounding": "auto", "seed": 0,
     }  # fmt: skip
     assert {p.kind for p in parameters[2:]} == {inspect.Parameter.KEYWORD_ONLY}
     with pytest.raises(TypeError, match="wieght_decay"):
@@ -47,7 +48,13 @@ def test_the_signature_is_the_documented_one():
         ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"eps": -1e-8}, "eps must be"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum above 0"),
-        ({"fused": True}, "fused=True is not available"),
+        ({"fused": True, "differentiable": True}, "exclude each other"),
+        ({"momentum_dtype": torch.float16}, "momentum_dtype must be None, .*got torch.float16"),
+        ({"momentum_dtype": "int4"}, "got .int4."),
+        ({"rounding": "up"}, "rounding must be .auto.*got .up."),
+        ({"seed": -1}, r"seed must be an integer in \[0, 2\^64\), got -1"),
+        ({"seed": 1.5}, "got 1.5"),
+        ({"differentiable": True, "momentum_dtype": "int8"}, "differentiable=True needs"),
         ({"fused": True, "foreach": True}, "exclude each other"),
         ({"foreach": True, "differentiable": True}, "exclude each other"),
     ],

@@ -154,7 +154,7 @@ def test_the_gradient_is_not_modified():
 def test_bfloat16_steps_round_from_the_unrounded_momentum():
     """The arithmetic is float32: only what is stored is rounded."""
     p = torch.full((4,), 1.0, dtype=torch.bfloat16, requires_grad=True)
-    optimizer = SGDSaI([p], lr=1.0, weight_decay=0.0, gain=1.0)
+    optimizer = SGDSaI([p], lr=1.0, weight_decay=0.0, gain=1.0, rounding="nearest")
     p.grad = torch.tensor([0.5, 0.25, -0.5, 0.125], dtype=torch.bfloat16)
     optimizer.step()
     m, before = optimizer.state[p]["momentum_buffer"].clone(), p.detach().clone()

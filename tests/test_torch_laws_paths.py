@@ -169,10 +169,10 @@ def test_default_is_foreach_where_torch_has_it_so(monkeypatch):
         SGDSaI([param], **kwargs).step()
         return set(calls)
 
-    spy("update_one")
+    spy("update_forloop")
     spy("update_foreach")
     for kwargs in INPUTS.values():
-        assert taken(**kwargs) == {"update_one"}  # a CPU is not among torch's foreach devices
+        assert taken(**kwargs) == {"update_forloop"}  # a CPU is not among torch's foreach devices
     with monkeypatch.context() as patch:
         patch.setattr(
             sys.modules[torch.optim.Optimizer.__module__],
@@ -181,8 +181,8 @@ def test_default_is_foreach_where_torch_has_it_so(monkeypatch):
         )
         for kwargs in INPUTS.values():
             assert taken(**kwargs) == {"update_foreach"}
-        assert taken(foreach=False) == {"update_one"}
-        assert taken(differentiable=True) == {"update_one"}
+        assert taken(foreach=False) == {"update_forloop"}
+        assert taken(differentiable=True) == {"update_forloop"}
     assert taken(foreach=True) == {"update_foreach"}
 
 

@@ -108,7 +108,7 @@ WRONG = {
     "unknown gain": ({"gain": "snr"}, "gain must be .*'snr'"),
     "gain of 0": ({"gain": 0.0}, "gain must be .*0.0"),
     "nesterov without momentum": ({"momentum": 0.0, "nesterov": True}, "nesterov needs"),
-    "fused": ({"fused": True}, "fused=True is not available"),
+    "fused": ({"differentiable": True, "fused": True}, "exclude each other"),
     "foreach and fused": ({"foreach": True, "fused": True}, "exclude each other"),
     "foreach and differentiable": ({"foreach": True, "differentiable": True}, "exclude"),
 }

@@ -1,9 +1,11 @@
 """Views of one region of several tensors at a time, so that temporaries stay small."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from torch import Tensor
+
+Piece = TypeVar("Piece")
 
 
 def slices(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...]]:
@@ -43,32 +45,30 @@ def slices(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[Tensor, ...]
         yield tuple(tensor[i : i + step] for tensor in tensors)
 
 
-def batches(
-    rows: Sequence[tuple[Sequence[Tensor], Any]], limit: int
-) -> Iterator[list[tuple[tuple[Tensor, ...], Any]]]:
-    """Packs rows of tensors, sliced, into lists of at most ``limit`` elements for foreach kernels.
+def packed(
+    pieces: Iterable[Piece], numel: Callable[[Piece], int], limit: int
+) -> Iterator[list[Piece]]:
+    """Packs pieces into lists of at most ``limit`` elements, for kernels that take many tensors.
 
     Args:
-        rows: pairs of tensors of one shape (see `slices`) and the number that goes with them.
-        limit: the most elements of a list, counted over one tensor of each row.
+        pieces: in order; one above the limit has a list of its own.
+        numel: how many elements a piece has.
+        limit: the most elements of a list.
 
     Yields:
-        lists of pairs: views, and the number of the row they come from.
+        lists of pieces, none empty.
 
     Examples:
-        >>> import torch
-        >>> rows = [([torch.zeros(6)], 1.0), ([torch.zeros(3)], 2.0)]
-        >>> [[(len(a), x) for (a,), x in batch] for batch in batches(rows, limit=4)]
-        [[(4, 1.0)], [(2, 1.0)], [(3, 2.0)]]
+        >>> list(packed(["abcd", "ef", "g", "hi"], len, limit=4))
+        [['abcd'], ['ef', 'g'], ['hi']]
     """
-    batch: list[tuple[tuple[Tensor, ...], Any]] = []
+    batch: list[Piece] = []
     room = limit
-    for tensors, number in rows:
-        for views in slices(tensors, limit):
-            if batch and views[0].numel() > room:
-                yield batch
-                batch, room = [], limit
-            batch.append((views, number))
-            room -= views[0].numel()
+    for piece in pieces:
+        if batch and numel(piece) > room:
+            yield batch
+            batch, room = [], limit
+        batch.append(piece)
+        room -= numel(piece)
     if batch:
         yield batch

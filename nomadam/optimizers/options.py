@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 
@@ -79,10 +80,45 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("nesterov needs a momentum above 0, got momentum 0")
     if options["fused"] and options["foreach"]:
         raise ValueError("foreach=True and fused=True exclude each other")
-    if options["fused"]:
-        raise ValueError("fused=True is not available for SGDSaI: use fused=None or fused=False")
+    if options["fused"] and options["differentiable"]:
+        raise ValueError("fused=True and differentiable=True exclude each other")
     if options["foreach"] and options["differentiable"]:
         raise ValueError("foreach=True and differentiable=True exclude each other")
+    check_storage(options)
+
+
+def named_dtype(momentum_dtype: Any) -> Any:
+    """The dtype for ``"float32"`` and ``"bfloat16"``, as configuration files name them.
+
+    Examples:
+        >>> named_dtype("bfloat16"), named_dtype("int8"), named_dtype(None)
+        (torch.bfloat16, 'int8', None)
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return names.get(momentum_dtype, momentum_dtype)
+
+
+def check_storage(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of low-precision state that are out of range."""
+    momentum_dtype, rounding, seed = (options[k] for k in ("momentum_dtype", "rounding", "seed"))
+    if momentum_dtype not in (None, torch.float32, torch.bfloat16, "int8"):
+        raise ValueError(
+            "momentum_dtype must be None, torch.float32, torch.bfloat16 or 'int8', "
+            f"got {momentum_dtype!r}"
+        )
+    if rounding not in ("auto", "nearest", "stochastic", "kahan"):
+        raise ValueError(
+            f"rounding must be 'auto', 'nearest', 'stochastic' or 'kahan', got {rounding!r}"
+        )
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+    if options["differentiable"] and (
+        momentum_dtype == "int8" or rounding in ("stochastic", "kahan")
+    ):
+        raise ValueError(
+            "differentiable=True needs a momentum_dtype of floats and rounding 'auto' or "
+            f"'nearest', got {momentum_dtype!r} and {rounding!r}"
+        )
 
 
 def plain_numbers(options: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """SGD-SaI: SGD with momentum, its learning rate scaled per block by the first gradient's g-SNR."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,20 +12,26 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from nomadam.numerics.moments import moments
-from nomadam.optimizers.options import check_options, pick_gains, plain_numbers, refuse_names
+from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.options import (
+    check_options,
+    named_dtype,
+    pick_gains,
+    plain_numbers,
+)
 from nomadam.optimizers.sgd_sai_blocks import (
     Block,
+    Plan,
+    Slot,
     by_name,
     divisor,
-    gain_dtype,
-    gain_of,
     is_measured,
     learning_rate,
-    momentum_dtype,
-    real,
 )
-from nomadam.optimizers.sgd_sai_update import update_foreach, update_one
+from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, update_fused
+from nomadam.optimizers.sgd_sai_start import begin, columns_of, count_skipped, draws_of, make_block
+from nomadam.optimizers.sgd_sai_state import restore_block
+from nomadam.optimizers.sgd_sai_update import update_foreach, update_forloop
 
 Gain = str | float | Mapping[str | int, float]
 
@@ -69,18 +74,30 @@ class SGDSaI(Optimizer):
         nesterov: step along ``momentum * m + (1 - momentum) * g`` instead of m.
         maximize: ascend.
         foreach: many tensors a kernel. Default: where torch does so (not on CPU).
-        fused: ``None`` or ``False``: this release has no fused kernel.
+        fused: one pass over memory, by a Triton kernel on CUDA and a compiled loop on the CPU,
+            whatever the dtypes; what is not contiguous takes the foreach path. Default: wherever
+            it is the fastest, which is on CUDA, and on the CPU from 10 million elements on. Within
+            ``torch.compile`` it is left to the compiler.
         differentiable: let autograd run through the step; the gain counts as a constant.
         skip_nonfinite: a step in which any gradient has a non-finite element changes nothing and
             adds one to `skipped_steps`; decided on the device, without a synchronisation.
+        momentum_dtype: of the stored momentum: ``None`` for the parameter's (float32 for float16),
+            ``torch.float32``, ``torch.bfloat16`` or ``"int8"``, with a scale for 128 elements and
+            in blocks of 4096 elements or more (see `nomadam.numerics.blockwise`).
+        rounding: of bfloat16 parameters and momentum: ``"auto"`` and ``"stochastic"`` (unbiased,
+            so that no update is too small to count), ``"nearest"`` (which loses small updates) or
+            ``"kahan"`` (nearest, and what was lost is kept in 2 more bytes a parameter).
+        seed: of the random bits, an integer in [0, 2^64). They depend on it, on the block's index,
+            the step and the element alone, whatever path or device takes the step.
 
-    State of a block: ``momentum_buffer`` (the parameter's dtype; float32 for float16) and ``gsnr``,
-    a 0-d tensor on the CPU (float64 for float64 blocks, else float32), 0 while not measured. The
-    host waits for the device once in a step with unmeasured gradients, and never otherwise.
+    State of a block: ``momentum_buffer``, its ``momentum_scale`` (with int8), ``compensation``
+    (with kahan), and ``gsnr``, a 0-d tensor on the CPU (float64 for float64 blocks, else float32),
+    0 while not measured. The host waits for the device once in a step with unmeasured gradients,
+    and never otherwise.
 
     Raises:
-        ValueError: for an argument outside its range, for ``fused=True``, and for a mapping with
-            missing or unknown names, which it lists.
+        ValueError: for an argument outside its range, and for a mapping with missing or unknown
+            names, which it lists.
         RuntimeError: from ``step`` for sparse gradients, before anything is changed.
 
     Source: Xu et al., *No More Adam*, arXiv 2412.11768, Algorithm 1 (with ``normalize=True``), and
@@ -111,6 +128,9 @@ class SGDSaI(Optimizer):
         fused: bool | None = None,
         differentiable: bool = False,
         skip_nonfinite: bool = False,
+        momentum_dtype: torch.dtype | str | None = None,
+        rounding: str = "auto",
+        seed: int = 0,
     ) -> None:
         """Checks the options and makes the groups."""
         defaults = {
@@ -128,11 +148,17 @@ class SGDSaI(Optimizer):
             "differentiable": differentiable,
             "skip_nonfinite": skip_nonfinite,
             "skipped_steps": 0,
+            "momentum_dtype": named_dtype(momentum_dtype),
+            "rounding": rounding,
+            "seed": seed,
+            "rounding_step": 0,  # of the draws, counted in steps
         }
         check_options(defaults)
         super().__init__(params, defaults)
+        # Then GradScaler hands the scale over, and the step divides by it.
+        self._step_supports_amp_scaling = bool(fused)
         if isinstance(gain, Mapping):
-            pick_gains(gain, {name: param for name, param, _ in self._blocks()}, all_known=True)
+            pick_gains(gain, {slot.name: slot.param for slot in self._slots()}, all_known=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, or raises ValueError for its options and adds none."""
@@ -140,10 +166,12 @@ class SGDSaI(Optimizer):
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]
+            group["momentum_dtype"] = named_dtype(group["momentum_dtype"])
             check_options(group)
+            check_fused(group)
             group.update(plain_numbers(group))
             if isinstance(group["gain"], Mapping):
-                own = {name: param for name, param, owner in self._blocks() if owner is group}
+                own = {slot.name: slot.param for slot in self._slots() if slot.group is group}
                 group["gain"] = pick_gains(group["gain"], own, all_known=own_gain)
         except ValueError:
             self.param_groups.pop()
@@ -155,9 +183,9 @@ class SGDSaI(Optimizer):
         Blocks that are not measured yet are left out. Reads no device.
         """
         return {
-            name: float(self.state[param]["gsnr"]) / divisor(group)
-            for name, param, group in self._blocks()
-            if is_measured(self.state.get(param, {}))
+            slot.name: float(self.state[slot.param]["gsnr"]) / divisor(slot.group)
+            for slot in self._slots()
+            if is_measured(self.state.get(slot.param, {}))
         }
 
     @property
@@ -177,14 +205,8 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        compiling = torch.compiler.is_compiling()
-        limit = None if compiling else self._slice_limit()
-        for tensors, foreach, options in self._prepare(compiling):
-            if foreach:
-                update_foreach(*tensors, **options, limit=limit)
-            else:
-                for param, grad, momentum_buffer, gain in zip(*tensors, strict=True):
-                    update_one(param, grad, momentum_buffer, gain, **options)
+        self._step_blocks(*self._plan())
+        self._advance()
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -200,7 +222,7 @@ class SGDSaI(Optimizer):
             loaded.update(saved)
             groups = saved["param_groups"]
             if len(groups) == len(self.param_groups):
-                learned = {"largest_gain": 0.0, "skipped_steps": 0}
+                learned = {"largest_gain": 0.0, "skipped_steps": 0, "rounding_step": 0}
                 groups = [
                     {k: learned.get(k, ours[k]) for k in self.defaults} | by_name(theirs, ours)
                     for ours, theirs in zip(self.param_groups, groups, strict=True)
@@ -209,10 +231,11 @@ class SGDSaI(Optimizer):
 
         def restore(_: Optimizer) -> None:
             indices = [i for group in loaded["param_groups"] for i in group["params"]]
-            params = [param for group in self.param_groups for param in group["params"]]
-            for i, param in zip(indices, params, strict=True):
+            for i, slot in zip(indices, self._slots(), strict=True):
                 if i in loaded["state"]:
-                    self._restore_block(param, loaded["state"][i])
+                    restore_block(slot, self.state[slot.param], loaded["state"][i])
+            for group in self.param_groups:
+                group["rounding_step"] = int(group["rounding_step"])  # kept on the device or not
             self._settle_largest_gain()
 
         handles = [
@@ -232,129 +255,83 @@ class SGDSaI(Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
-    def _restore_block(self, param: Tensor, saved: Mapping[str, Any]) -> None:
-        state = self.state[param]
-        state.clear()  # what another optimizer kept is not carried along
-        if isinstance(saved.get("momentum_buffer"), Tensor):
-            state["momentum_buffer"] = saved["momentum_buffer"].to(
-                device=param.device, dtype=momentum_dtype(param), copy=True
-            )
-        if saved.get("gsnr") is not None:
-            number = float(saved["gsnr"])
-            number = number if 0.0 < number < math.inf else 0.0
-            state["gsnr"] = torch.tensor(number, dtype=gain_dtype(param), device="cpu")
-
-    def _blocks(self) -> Iterator[tuple[str | int, Tensor, dict[str, Any]]]:
-        """Name (unnamed: index, as in a state dict), parameter and group of every block."""
-        index = 0
+    def _slots(self) -> list[Slot]:
+        """The place of every block."""
+        slots: list[Slot] = []
         for group in self.param_groups:
+            names = group.get("param_names")
             for i, param in enumerate(group["params"]):
-                yield group["param_names"][i] if "param_names" in group else index, param, group
-                index += 1
-
-    def _init_group(self, group: dict[str, Any]) -> list[Block]:
-        """The blocks of a group that have a gradient, their state made where it is missing."""
-        blocks = []
-        for param in group["params"]:
-            grad = param.grad
-            if grad is None:
-                continue
-            state = self.state[param]
-            starts = not is_measured(state)
-            if "gsnr" not in state:
-                state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
-            elif state["gsnr"].device.type != "cpu":  # moved along with the rest of the state
-                state["gsnr"] = state["gsnr"].cpu()
-            if group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(
-                    param, dtype=momentum_dtype(param), memory_format=torch.preserve_format
-                ).detach()
-                starts = True  # or momentum was switched on in mid-course
-            momentum_buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
-            blocks.append(Block(param, grad.resolve_conj(), momentum_buffer, state, starts))
-        return blocks
+                index = len(slots)
+                slots.append(Slot(names[i] if names else index, index, param, group))
+        return slots
 
     @torch._disable_dynamo
-    def _prepare(self, compiling: bool) -> list[tuple[list[list[Any]], bool, dict[str, Any]]]:
-        """Makes state, starts new blocks, and says which tensors are to be updated, and how.
+    def _plan(self) -> tuple[list[Slot], Plan]:
+        """Every block's place, and what they decide together: found once a step."""
+        slots = self._slots()
+        params = [slot.param for slot in slots]
+        # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
+        limit = max(2**15, sum(param.numel() for param in params) // 1000)
+        return slots, Plan(limit, one_pass_pays(params))
+
+    def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> None:
+        """A step of these blocks, as far as they hold a gradient, and of no others."""
+        for update, arguments in self._prepare(slots, plan, torch.compiler.is_compiling()):
+            update(**arguments)
+
+    @torch._disable_dynamo
+    def _advance(self) -> None:
+        """Ends a step: the next one draws other bits."""
+        for group in self.param_groups:
+            group["rounding_step"] += 1  # in place where it is kept on the device
+
+    @torch._disable_dynamo
+    def _prepare(
+        self, slots: Sequence[Slot], plan: Plan, compiling: bool
+    ) -> list[tuple[Callable[..., None], dict[str, Any]]]:
+        """Makes state, starts new blocks, and says which function is to update what, and how.
 
         Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
         the host too: floats, or 0-d tensors where the update is traced, not to be specialised.
         """
-        grads = [param.grad for _, param, _ in self._blocks()]
-        if any(grad is not None and grad.layout != torch.strided for grad in grads):
+        slots = [slot for slot in slots if slot.param.grad is not None]
+        if any(slot.param.grad.layout != torch.strided for slot in slots):  # pyright: ignore
             raise RuntimeError("SGDSaI does not support sparse gradients: ask for dense ones")
-        groups = [(group, self._init_group(group)) for group in self.param_groups]
-        keep = self._count_nonfinite([block.grad for _, blocks in groups for block in blocks])
-        waiting = [
-            (group, block)
-            for group, blocks in groups
-            for block in blocks
-            if block.starts and block.grad.numel()
-        ]
-        untouched = self._begin(waiting, keep) if waiting else set()
+        blocks = [make_block(slot, self.state[slot.param]) for slot in slots]
+        groups: dict[int, list[Block]] = {}
+        for block in blocks:
+            groups.setdefault(id(block.slot.group), []).append(block)
+        paths = {i: _update_for(mine, plan, compiling) for i, mine in groups.items()}
+        draws: dict[int, Draw] = {}
+        for i, mine in groups.items():
+            draws |= draws_of(mine, paths[i] is update_fused, compiling)
+        keep = self._whether_to_keep(blocks)
+        grad_scale = getattr(self, "grad_scale", None)  # set by torch's GradScaler, as found_inf is
+        waiting = [block for block in blocks if block.starts and block.grad.numel()]
+        untouched = begin(waiting, draws, keep, grad_scale, plan.limit) if waiting else set()
+        if untouched is None:
+            return []
         self._settle_largest_gain()
         work = []
-        for group, blocks in groups:
-            blocks = [block for block in blocks if id(block.state) not in untouched]
-            params = [real(block.param) for block in blocks]
-            grads = [real(block.grad) for block in blocks]
-            momentum_buffers = [real(block.momentum_buffer) for block in blocks]
-            gains = [float(block.state["gsnr"]) / divisor(group) for block in blocks]
-            if compiling:  # a float of 0 would be a constant of the graph until the block starts
-                gains = [torch.tensor(gain, dtype=torch.float64, device="cpu") for gain in gains]
-            foreach = group["foreach"]
-            if foreach is None:
-                _, foreach = _default_to_fused_or_foreach(params, group["differentiable"])
-            options = {k: group[k] for k in ("momentum", "weight_decay", "nesterov", "maximize")}
-            options |= {"lr": learning_rate(group, compiling), "keep": keep}
-            work.append(([params, grads, momentum_buffers, gains], foreach, options))
+        for i, mine in groups.items():
+            group = mine[0].slot.group
+            mine = [block for block in mine if block.slot.index not in untouched]
+            arguments = columns_of(mine, draws, divisor(group), compiling)
+            arguments |= {k: group[k] for k in ("momentum", "weight_decay", "nesterov", "maximize")}
+            arguments |= {"lr": learning_rate(group, compiling), "keep": keep}
+            whole = compiling or group["differentiable"]
+            arguments |= {"grad_scale": grad_scale, "limit": None if whole else plan.limit}
+            work.append((paths[i], arguments))
         return work
 
-    def _begin(self, waiting: list[tuple[dict[str, Any], Block]], keep: Tensor | None) -> set[int]:
-        """Starts the blocks whose gradient is informative: their gain and their momentum.
-
-        One host synchronisation. Returns the blocks (ids of their states) to be left alone.
-        """
-        grads = [real(block.grad.detach()) for _, block in waiting]
-        names = {id(param): name for name, param, _ in self._blocks()}
-        lacking = {
-            names[id(block.param)]
-            for group, block in waiting
-            if isinstance(group["gain"], Mapping) and names[id(block.param)] not in group["gain"]
-        }
-        refuse_names("gain lacks", lacking)
-        if keep is None:
-            measured = moments(grads, self._slice_limit())
-        else:  # travels along: informative is what a scalar 1 is, and a 0 is not
-            *measured, kept = moments([*grads, keep.float()], self._slice_limit())
-            if not kept.informative:
-                return {id(state) for state in self.state.values()}
-        untouched = set()
-        for (group, block), found in zip(waiting, measured, strict=True):
-            if found.informative:
-                if not is_measured(block.state):
-                    gain = gain_of(names[id(block.param)], group, found)
-                    block.state["gsnr"].fill_(gain)
-                if block.momentum_buffer is not None:
-                    block.momentum_buffer.copy_(block.grad)
-                    if group["maximize"]:
-                        block.momentum_buffer.neg_()
-            elif found.largest != 0.0:
-                untouched.add(id(block.state))
-        return untouched
-
-    def _count_nonfinite(self, grads: list[Tensor]) -> Tensor | None:
-        """Whether this step is to be kept, on the device, where ``skip_nonfinite`` asks for it."""
-        grads = [real(grad.detach()) for grad in grads if grad.numel()]
-        if not grads or not any(group["skip_nonfinite"] for group in self.param_groups):
-            return None
-        finite = [torch.linalg.vector_norm(grad, math.inf).isfinite() for grad in grads]
-        keep = torch.stack([one.to(finite[0].device) for one in finite]).all()
-        first = self.param_groups[0]
-        count = first["skipped_steps"]  # a number of the host is added without a transfer
-        on_device = isinstance(count, Tensor) and count.device.type != "cpu"
-        first["skipped_steps"] = (count.to(keep.device) if on_device else count) + ~keep
+    def _whether_to_keep(self, blocks: Sequence[Block]) -> Tensor | None:
+        """Whether this step is to change anything, on the device, where that is in question."""
+        keep, found_inf = None, getattr(self, "found_inf", None)
+        if any(group["skip_nonfinite"] for group in self.param_groups):
+            keep = count_skipped([block.grad for block in blocks], self.param_groups[0])
+        if found_inf is not None:
+            finite = found_inf.reshape(()) == 0
+            keep = finite if keep is None else keep & finite.to(keep.device)
         return keep
 
     def _settle_largest_gain(self) -> None:
@@ -368,7 +345,16 @@ class SGDSaI(Optimizer):
         for group in self.param_groups:
             group["largest_gain"] = largest
 
-    def _slice_limit(self) -> int:
-        """Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters."""
-        numel = sum(p.numel() for group in self.param_groups for p in group["params"])
-        return max(2**15, numel // 1000)
+
+def _update_for(blocks: Sequence[Block], plan: Plan, compiling: bool) -> Callable[..., None]:
+    """The path that the blocks of a group take, all the same one."""
+    group = blocks[0].slot.group
+    fused, foreach, differentiable = group["fused"], group["foreach"], group["differentiable"]
+    if fused is None:
+        fused = plan.one_pass and foreach is None
+    if fused and not compiling and not differentiable:
+        return update_fused
+    if foreach is None:
+        params = [block.slot.param for block in blocks]
+        _, foreach = _default_to_fused_or_foreach(params, differentiable)
+    return update_foreach if foreach else update_forloop

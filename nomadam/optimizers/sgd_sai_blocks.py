@@ -1,4 +1,4 @@
-"""What SGDSaI knows of one block: its state, its gain, and the dtypes of both."""
+"""What SGDSaI knows of one block: its place, its state, and what it reads from its group."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,27 @@ from torch import Tensor
 from nomadam.numerics.moments import Moments, gsnr
 
 
-class Block(NamedTuple):
-    """One parameter with a gradient, and its state."""
+class Slot(NamedTuple):
+    """The place of a block in the optimizer."""
 
+    name: str | int  # where unnamed the index, as in a state dict
+    index: int
     param: Tensor
+    group: dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """What all blocks of a step decide together."""
+
+    limit: int  # elements of a temporary
+    one_pass: bool  # whether the one-pass kernels are the default
+
+
+class Block(NamedTuple):
+    """A block with a gradient, and its state."""
+
+    slot: Slot
     grad: Tensor
-    momentum_buffer: Tensor | None
     state: dict[str, Any]
     starts: bool  # no gain yet, or no momentum yet
 
@@ -25,11 +40,11 @@ def real(tensor: Any) -> Any:
     return torch.view_as_real(tensor) if tensor is not None and tensor.is_complex() else tensor
 
 
-def gain_of(name: str | int, group: dict[str, Any], found: Moments) -> float:
+def gain_of(name: str | int, group: dict[str, Any], found: Moments, eps: float) -> float:
     """The gain, before any normalisation, of a block whose first gradient was found so."""
     gain = group["gain"]
     if gain == "gsnr":
-        return gsnr(found, group["eps"])
+        return gsnr(found, eps)
     if gain == "sqrt_numel":
         return math.sqrt(found.count)
     return gain[name] if isinstance(gain, Mapping) else gain
@@ -66,10 +81,3 @@ def is_measured(state: Mapping[str, Any]) -> bool:
 def gain_dtype(param: Tensor) -> torch.dtype:
     """Float32, or float64 for float64 and complex128 blocks."""
     return torch.promote_types(param.dtype.to_real(), torch.float32)
-
-
-def momentum_dtype(param: Tensor) -> torch.dtype:
-    """The block's own dtype, but single precision for float16, whose range is too small."""
-    return {torch.float16: torch.float32, torch.complex32: torch.complex64}.get(
-        param.dtype, param.dtype
-    )

@@ -1,12 +1,33 @@
 """The update of SGD-SaI, from tensors and numbers alone: for one block, and for many at a time."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nomadam.numerics.slices import batches
+from nomadam.numerics.blockwise import BLOCK, cut, dequantize, quantize
+from nomadam.numerics.rounding import (
+    Draw,
+    high_half,
+    low_half,
+    random_bits,
+    round_stochastically,
+)
+from nomadam.numerics.slices import packed, slices
+
+
+class Row(NamedTuple):
+    """What the update of one block, or of a piece of it, reads and writes: all real tensors."""
+
+    param: Tensor
+    grad: Tensor
+    momentum_buffer: Tensor | None
+    gain: float | Tensor
+    momentum_scale: Tensor | None
+    compensation: Tensor | None
+    draw: Draw | None
+    stochastic: bool
 
 
 def update_one(
@@ -15,14 +36,19 @@ def update_one(
     momentum_buffer: Tensor | None,
     gain: float | Tensor,
     *,
+    momentum_scale: Tensor | None = None,
+    compensation: Tensor | None = None,
+    draw: Draw | None = None,
+    stochastic: bool = False,
     lr: float | Tensor,
     momentum: float,
     weight_decay: float,
     nesterov: bool = False,
     maximize: bool = False,
     keep: Tensor | None = None,
+    grad_scale: Tensor | None = None,
 ) -> None:
-    """One step of one block, in place on ``param`` and ``momentum_buffer``: the definition.
+    """One step of one block, in place on ``param`` and its state: the definition.
 
     Args:
         param: real tensor of any shape and floating dtype; the arithmetic is done in its dtype, or
@@ -30,33 +56,104 @@ def update_one(
         grad: gradient, of the shape of ``param``; not modified.
         momentum_buffer: holds the first gradient at the first step; ``None`` for a momentum of 0.
         gain: number that multiplies the step, a float or a 0-d tensor on the host.
+        momentum_scale: the scales of an int8 ``momentum_buffer`` (see `quantize`).
+        compensation: bfloat16, what ``param`` lacks of the sum of its updates; modified.
+        draw: names the random bits; ``None`` where all is rounded to nearest.
+        stochastic: bfloat16 is rounded with the draw too, and not the codes of int8 alone.
         lr: learning rate, a float or a 0-d tensor.
         momentum: coefficient of the moving average.
         weight_decay: decoupled decay coefficient.
         nesterov: step along ``momentum * m + (1 - momentum) * g``.
         maximize: ascend.
         keep: a bool tensor on the device; where it is False, nothing changes.
+        grad_scale: a 0-d tensor on the device that the gradient is divided by.
     """
     wide = torch.promote_types(param.dtype, torch.float32)
     copy = keep is not None
+    half_p, half_m = _halves(param, momentum_buffer, draw, stochastic)
     p = param.to(wide, copy=copy)
-    g = grad.to(wide).neg() if maximize else grad.to(wide)
+    if compensation is not None:
+        p.add_(compensation)
+    g = grad.to(wide) if grad_scale is None else grad.to(wide) / grad_scale
+    g = g.neg() if maximize else g
     direction = g
     if momentum_buffer is not None:
-        m = momentum_buffer.to(wide, copy=copy).lerp_(g, 1 - momentum)
+        m = _read(momentum_buffer, momentum_scale).to(wide, copy=copy).lerp_(g, 1 - momentum)
         direction = g.lerp(m, momentum) if nesterov else m
-        _store([momentum_buffer], [m], keep)
+        _store_momentum(momentum_buffer, momentum_scale, m, half_m, keep)
     if weight_decay != 0.0:
         p.mul_(1 - lr * weight_decay)
     _descend(p, direction, lr, gain)
-    _store([param], [p], keep)
+    _store_param(param, compensation, p, half_p, keep)
+
+
+def update_forloop(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor | None],
+    gains: Sequence[float | Tensor],
+    *,
+    momentum_scales: Sequence[Tensor | None],
+    compensations: Sequence[Tensor | None],
+    draws: Sequence[Draw | None],
+    stochastic: Sequence[bool],
+    limit: int | None = None,
+    **options: Any,
+) -> None:
+    """`update_one` for each block, cut to pieces of ``limit`` elements where it needs temporaries.
+
+    Args:
+        params: its ``param`` of each block, with any mix of dtypes, devices and strides.
+        grads: its ``grad`` of each block, and so on.
+        momentum_buffers: as there.
+        gains: as there.
+        momentum_scales: as there.
+        compensations: as there.
+        draws: as there.
+        stochastic: as there.
+        limit: the most elements that are worked on at a time; ``None`` does not cut.
+        options: ``lr`` and all that follow there.
+    """
+    for row in _rows(
+        params, grads, momentum_buffers, gains, momentum_scales, compensations, draws, stochastic
+    ):
+        for piece in [row] if _in_place(row, options) else _pieces(row, limit):
+            update_one(**piece._asdict(), **options)
 
 
 def update_foreach(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor | None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor | None],
     gains: Sequence[float | Tensor],
+    *,
+    momentum_scales: Sequence[Tensor | None],
+    compensations: Sequence[Tensor | None],
+    draws: Sequence[Draw | None],
+    stochastic: Sequence[bool],
+    limit: int | None = None,
+    **options: Any,
+) -> None:
+    """The step of `update_forloop`, with the same arguments, by kernels that take many tensors."""
+    kinds: dict[Any, list[Row]] = {}
+    for row in _rows(
+        params, grads, momentum_buffers, gains, momentum_scales, compensations, draws, stochastic
+    ):
+        stored = (row.param, row.grad, row.momentum_buffer, row.compensation)
+        kind = (row.param.device, *(None if t is None else t.dtype for t in stored))
+        kinds.setdefault((*kind, row.draw is None, row.stochastic), []).append(row)
+    for rows in kinds.values():
+        if limit is None or _in_place(rows[0], options):
+            _update_batch(rows, **options)
+            continue
+        room = _room(rows[0], limit)
+        pieces = (piece for row in rows for piece in _pieces(row, limit))
+        for batch in packed(pieces, lambda piece: piece.param.numel(), room):
+            _update_batch(batch, **options)
+
+
+def _update_batch(
+    rows: Sequence[Row],
     *,
     lr: float | Tensor,
     momentum: float,
@@ -64,63 +161,113 @@ def update_foreach(
     nesterov: bool = False,
     maximize: bool = False,
     keep: Tensor | None = None,
-    limit: int | None = None,
-) -> None:
-    """The step of `update_one` for many blocks at a time.
-
-    Args:
-        params: its ``param`` of each block, with any mix of dtypes, devices and strides.
-        grads: its ``grad`` of each block.
-        momentum_buffers: its ``momentum_buffer`` of each block.
-        gains: its ``gain`` of each block.
-        lr: as there, like all up to ``keep``.
-        momentum: as there.
-        weight_decay: as there.
-        nesterov: as there.
-        maximize: as there.
-        keep: as there.
-        limit: where temporaries are needed, the most elements that are worked on at a time.
-    """
-    kinds: dict[Any, list[tuple[list[Tensor], Any]]] = {}
-    for *row, gain in zip(params, grads, momentum_buffers, gains, strict=True):
-        tensors = [tensor for tensor in row if tensor is not None]
-        kind = (tensors[0].device, *(tensor.dtype for tensor in tensors))
-        kinds.setdefault(kind, []).append((tensors, gain))
-    temporaries = nesterov or maximize or keep is not None
-    for (_, *dtypes), rows in kinds.items():
-        wide = torch.promote_types(dtypes[0], torch.float32)
-        in_place = set(dtypes) == {wide} and not temporaries
-        for batch in [rows] if in_place or limit is None else batches(rows, limit):
-            _update_batch(batch, wide, lr, momentum, weight_decay, nesterov, maximize, keep)
-
-
-def _update_batch(
-    batch: Sequence[tuple[Sequence[Tensor], Any]],
-    wide: torch.dtype,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    keep: Tensor | None,
+    grad_scale: Tensor | None = None,
 ) -> None:
     """One list of the same dtypes; a function of its own, so that its temporaries end with it."""
     copy = keep is not None
-    p_store, g_store, *m_store = map(list, zip(*(row for row, _ in batch), strict=True))
-    p = [tensor.to(wide, copy=copy) for tensor in p_store]
-    g = [tensor.to(wide) for tensor in g_store]
+    wide = torch.promote_types(rows[0].param.dtype, torch.float32)
+    halves = [_halves(r.param, r.momentum_buffer, r.draw, r.stochastic) for r in rows]
+    p = [row.param.to(wide, copy=copy) for row in rows]
+    if rows[0].compensation is not None:
+        torch._foreach_add_(p, [row.compensation for row in rows])
+    g = [row.grad.to(wide) for row in rows]
+    if grad_scale is not None:
+        g = list(torch._foreach_div(g, grad_scale.to(g[0].device)))
     g = list(torch._foreach_neg(g)) if maximize else g
     direction = g
-    if m_store:
-        m = [tensor.to(wide, copy=copy) for tensor in m_store[0]]
+    if rows[0].momentum_buffer is not None:
+        m = [_read(row.momentum_buffer, row.momentum_scale).to(wide, copy=copy) for row in rows]
         torch._foreach_lerp_(m, g, 1 - momentum)
         direction = torch._foreach_lerp(g, m, momentum) if nesterov else m
-        _store(m_store[0], m, keep)
+        for row, new, (_, half) in zip(rows, m, halves, strict=True):
+            _store_momentum(row.momentum_buffer, row.momentum_scale, new, half, keep)
     if weight_decay != 0.0:
         torch._foreach_mul_(p, 1 - lr * weight_decay)
-    for a, d, (_, gain) in zip(p, direction, batch, strict=True):
-        _descend(a, d, lr, gain)
-    _store(p_store, p, keep)
+    for row, new, d, (half, _) in zip(rows, p, direction, halves, strict=True):
+        _descend(new, d, lr, row.gain)
+        _store_param(row.param, row.compensation, new, half, keep)
+
+
+def _rows(*columns: Sequence[Any]) -> Iterator[Row]:
+    return (Row(*values) for values in zip(*columns, strict=True))
+
+
+def _in_place(row: Row, options: dict[str, Any]) -> bool:
+    """Whether the update needs no temporaries: all is stored as it is computed."""
+    if options.get("nesterov") or options.get("maximize") or options.get("keep") is not None:
+        return False
+    wide = torch.promote_types(row.param.dtype, torch.float32)
+    stored = (row.param, row.grad, row.momentum_buffer)
+    return options.get("grad_scale") is None and all(t is None or t.dtype == wide for t in stored)
+
+
+def _room(row: Row, limit: int) -> int:
+    """Elements at a time: bits and codes take four times the temporaries of plain arithmetic."""
+    return limit if row.draw is None else max(1, limit // 4)
+
+
+def _pieces(row: Row, limit: int | None) -> Iterator[Row]:
+    """Cuts a row into views of a limited number of elements that follow one another."""
+    if limit is None:
+        yield row
+        return
+    room = _room(row, limit)
+    if row.momentum_scale is not None:
+        yield from _flat_pieces(row, room)
+        return
+    start = 0
+    names = ("param", "grad", "momentum_buffer", "compensation")
+    tensors = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
+    for views in slices(list(tensors.values()), room):
+        yield _moved(row._replace(**dict(zip(tensors, views, strict=True))), start)
+        start += views[0].numel()
+
+
+def _flat_pieces(row: Row, room: int) -> Iterator[Row]:
+    """Pieces that begin where a block of the 8-bit storage does."""
+    assert row.momentum_buffer is not None and row.momentum_scale is not None
+    if not row.param.is_contiguous():
+        yield row
+        return
+    param, grad, numel = row.param.view(-1), row.grad.reshape(-1), row.param.numel()
+    compensation = None if row.compensation is None else row.compensation.view(-1)
+    step = max(BLOCK, room // BLOCK * BLOCK)
+    for start in range(0, numel, step):
+        stop = min(start + step, numel)
+        codes, scales = cut(row.momentum_buffer, row.momentum_scale, start, stop)
+        piece = row._replace(
+            param=param[start:stop],
+            grad=grad[start:stop],
+            momentum_buffer=codes,
+            momentum_scale=scales,
+            compensation=None if compensation is None else compensation[start:stop],
+        )
+        yield _moved(piece, start)
+
+
+def _moved(row: Row, start: int) -> Row:
+    draw = row.draw
+    return row if draw is None else row._replace(draw=draw._replace(first=draw.first + start))
+
+
+def _halves(
+    param: Tensor, momentum_buffer: Tensor | None, draw: Draw | None, stochastic: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Random halves that round the parameter and the momentum; ``None`` for what needs none."""
+    low_precision = {torch.bfloat16} if stochastic else set()
+    for_param = param.dtype in low_precision
+    low_precision.add(torch.int8)
+    for_momentum = momentum_buffer is not None and momentum_buffer.dtype in low_precision
+    if draw is None or not (for_param or for_momentum):
+        return None, None
+    bits = random_bits(draw, param.shape, param.device)
+    return high_half(bits) if for_param else None, low_half(bits) if for_momentum else None
+
+
+def _read(momentum_buffer: Tensor, momentum_scale: Tensor | None) -> Tensor:
+    return (
+        momentum_buffer if momentum_scale is None else dequantize(momentum_buffer, momentum_scale)
+    )
 
 
 def _descend(p: Tensor, direction: Tensor, lr: float | Tensor, gain: float | Tensor) -> None:
@@ -133,10 +280,38 @@ def _descend(p: Tensor, direction: Tensor, lr: float | Tensor, gain: float | Ten
         p.add_(direction, alpha=-lr * gain)
 
 
-def _store(stored: list[Tensor], computed: list[Tensor], keep: Tensor | None) -> None:
-    """Writes results back in the storage dtype, unless they were computed in place."""
-    for old, new in zip(stored, computed, strict=True):
-        if keep is not None:
-            old.copy_(torch.where(keep.to(old.device), new, old))
-        elif new is not old:
-            old.copy_(new)
+def _store_momentum(
+    momentum_buffer: Tensor,
+    momentum_scale: Tensor | None,
+    m: Tensor,
+    half: Tensor | None,
+    keep: Tensor | None,
+) -> None:
+    if momentum_scale is not None:
+        codes, scales = quantize(m.to(torch.float32), half)
+        _store(momentum_buffer, codes, keep)
+        _store(momentum_scale, scales, keep)
+    else:
+        _store(momentum_buffer, _rounded(m, half), keep)
+
+
+def _store_param(
+    param: Tensor, compensation: Tensor | None, p: Tensor, half: Tensor | None, keep: Tensor | None
+) -> None:
+    if compensation is not None:
+        stored = p.to(param.dtype)
+        _store(compensation, p - stored, keep)
+        p = stored
+    _store(param, _rounded(p, half), keep)
+
+
+def _rounded(values: Tensor, half: Tensor | None) -> Tensor:
+    return values if half is None else round_stochastically(values.to(torch.float32), half)
+
+
+def _store(stored: Tensor, computed: Tensor, keep: Tensor | None) -> None:
+    """Writes a result back in the storage dtype, unless it was computed in place."""
+    if keep is not None:
+        stored.copy_(torch.where(keep.to(stored.device), computed.to(stored.dtype), stored))
+    elif computed is not stored:
+        stored.copy_(computed)

@@ -1,0 +1,105 @@
+"""The update of SGD-SaI in one pass over memory: which kernel takes which blocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.sgd_sai_update import update_foreach
+
+# On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes.
+SMALLEST_ON_CPU = 10_000_000
+
+
+def one_pass_pays(params: Sequence[Tensor]) -> bool:
+    """Whether the one-pass kernels are the best choice for parameters that hold gradients.
+
+    On CUDA always, where Triton is installed; on the CPU from 10 million elements on, where a C++
+    compiler is found.
+    """
+    kinds = {param.device.type for param in params}
+    if kinds == {"cuda"}:
+        from nomadam.optimizers.sgd_sai_triton import triton_available
+
+        return triton_available()
+    if kinds == {"cpu"} and sum(param.numel() for param in params) >= SMALLEST_ON_CPU:
+        try:
+            from nomadam.optimizers.sgd_sai_cpu import cpu_kernel
+        except ImportError:
+            return False
+        return cpu_kernel(warn=False) is not None
+    return False
+
+
+def check_fused(group: Mapping[str, Any]) -> None:
+    """Raises ValueError for ``fused=True`` where no kernel can be had."""
+    for param in group["params"] if group["fused"] else []:
+        from nomadam.optimizers.sgd_sai_triton import triton_available
+
+        kind = param.device.type
+        if kind not in ("cpu", "cuda", "meta"):
+            raise ValueError(
+                f"fused=True needs parameters on CPU or CUDA, got {kind}: use fused=None"
+            )
+        if kind == "cuda" and not triton_available():
+            raise ValueError("fused=True needs Triton on CUDA: pip install triton, or fused=None")
+
+
+def update_fused(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor | None],
+    gains: Sequence[float | Tensor],
+    *,
+    momentum_scales: Sequence[Tensor | None],
+    compensations: Sequence[Tensor | None],
+    draws: Sequence[Draw | None],
+    stochastic: Sequence[bool],
+    limit: int | None = None,
+    **options: Any,
+) -> None:
+    """The step of `update_forloop`, with the same arguments, in one pass over memory.
+
+    One kernel on each device takes the blocks whose tensors are contiguous and of a dtype that it
+    knows; `update_foreach` takes the others, and all on a device that has no kernel.
+    """
+    columns = (
+        *(params, grads, momentum_buffers, gains),
+        *(momentum_scales, compensations, draws, stochastic),
+    )
+    work: dict[Any, list[tuple[Any, ...]]] = {}
+    for row in zip(*columns, strict=True):
+        tensors = [row[0], row[1], row[2], row[4], row[5]]
+        work.setdefault(_kernel_for(tensors), []).append(row)
+    for (kernel, _), rows in work.items():
+        first_four, (scales, compensated, drawn, flags) = _split(list(zip(*rows, strict=True)))
+        arguments = {
+            "momentum_scales": scales,
+            "compensations": compensated,
+            "draws": drawn,
+            "stochastic": flags,
+            **options,
+        }
+        if kernel is update_foreach:
+            arguments["limit"] = limit
+        kernel(*first_four, **arguments)
+
+
+def _split(columns: list[tuple[Any, ...]]) -> tuple[list[list[Any]], list[list[Any]]]:
+    return [list(c) for c in columns[:4]], [list(c) for c in columns[4:]]
+
+
+def _kernel_for(tensors: list[Tensor | None]) -> tuple[Any, torch.device | None]:
+    """The function that takes a block, and the device that is a call of its own."""
+    from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
+    from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
+
+    param = tensors[0]
+    assert param is not None
+    if param.device.type == "cuda" and triton_available() and triton_fits(tensors):
+        return update_triton, param.device
+    if param.device.type == "cpu" and cpu_fits(tensors) and cpu_kernel() is not None:
+        return update_cpu, param.device
+    return update_foreach, None

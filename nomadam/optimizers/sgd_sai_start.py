@@ -1,0 +1,156 @@
+"""The host's part of a step of SGD-SaI: state is made, and new blocks get gain and momentum."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomadam.numerics.moments import moments
+from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.options import refuse_names
+from nomadam.optimizers.sgd_sai_blocks import Block, Slot, gain_dtype, gain_of, is_measured, real
+from nomadam.optimizers.sgd_sai_state import (
+    is_stochastic,
+    keeps_compensation,
+    make_momentum,
+    start_momentum,
+)
+
+
+def make_block(slot: Slot, state: dict[str, Any]) -> Block:
+    """A block that holds a gradient; what its state lacks is made."""
+    param, group = slot.param, slot.group
+    starts = not is_measured(state)
+    if "gsnr" not in state:
+        state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
+    elif state["gsnr"].device.type != "cpu":  # moved along with the rest of the state
+        state["gsnr"] = state["gsnr"].cpu()
+    if group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
+        make_momentum(param, group["momentum_dtype"], state)
+        starts = True  # or momentum was switched on in mid-course
+    if keeps_compensation(param, group["rounding"]) and "compensation" not in state:
+        state["compensation"] = torch.zeros_like(param.detach())
+    assert param.grad is not None
+    return Block(slot, param.grad.resolve_conj(), state, starts)
+
+
+def begin(
+    waiting: Sequence[Block],
+    draws: Mapping[int, Draw],
+    keep: Tensor | None,
+    grad_scale: Tensor | None,
+    limit: int,
+) -> set[int] | None:
+    """Starts the blocks whose gradient is informative: their gain and their momentum.
+
+    One host synchronisation.
+
+    Args:
+        waiting: blocks without a gain, or without a momentum.
+        draws: of the blocks with an 8-bit momentum, by index.
+        keep: a bool tensor, False where this step is to change nothing.
+        grad_scale: what the gradients are divided by.
+        limit: elements that are worked on at a time.
+
+    Returns:
+        Indices of the blocks to be left alone: all, said as ``None``, where ``keep`` is False.
+
+    Raises:
+        ValueError: listing the blocks without a gain in a mapping, before anything is changed.
+    """
+    lacking = {
+        slot.name
+        for slot in (block.slot for block in waiting)
+        if isinstance(slot.group["gain"], Mapping) and slot.name not in slot.group["gain"]
+    }
+    refuse_names("gain lacks", lacking)
+    # Numbers of the device that the host needs travel along, as the largest of one element.
+    along = [] if keep is None else [keep.float()]
+    along += [] if grad_scale is None else [grad_scale]
+    grads = [real(block.grad.detach()) for block in waiting]
+    found = moments([*grads, *along], limit)
+    if keep is not None and not found[len(waiting)].informative:
+        return None
+    scale = 1.0 if grad_scale is None else found[-1].largest
+    untouched = set()
+    for block, measured in zip(waiting, found, strict=False):
+        slot, state = block.slot, block.state
+        if measured.informative:
+            if not is_measured(state):
+                eps = slot.group["eps"] * scale
+                state["gsnr"].fill_(gain_of(slot.name, slot.group, measured, eps))
+            if slot.group["momentum"] != 0.0:
+                sign = -1.0 if slot.group["maximize"] else 1.0
+                draw = draws.get(slot.index)
+                start_momentum(state, real(block.grad), draw, sign * scale, limit)
+        elif measured.largest != 0.0:
+            untouched.add(slot.index)
+    return untouched
+
+
+def count_skipped(grads: Sequence[Tensor], first: dict[str, Any]) -> Tensor | None:
+    """Whether all gradients are finite, on the device; a step that is not is counted.
+
+    Args:
+        grads: all gradients of the step.
+        first: the group that holds ``skipped_steps``.
+    """
+    grads = [real(grad.detach()) for grad in grads if grad.numel()]
+    if not grads:
+        return None
+    finite = [torch.linalg.vector_norm(grad, torch.inf).isfinite() for grad in grads]
+    keep = torch.stack([one.to(finite[0].device) for one in finite]).all()
+    count = first["skipped_steps"]  # a number of the host is added without a transfer
+    if isinstance(count, Tensor) and count.device == keep.device:
+        count.add_(~keep)  # in place, for a captured graph
+    else:
+        on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+        first["skipped_steps"] = (count.to(keep.device) if on_device else count) + ~keep
+    return keep
+
+
+def draws_of(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> dict[int, Draw]:
+    """The draws of the blocks that need any, by index.
+
+    The step is a number of the host, but a tensor where the update is traced, not to be a
+    constant, and one on the device where a captured graph may replay the kernels.
+    """
+    draws: dict[int, Draw] = {}
+    for block in blocks:
+        slot, group = block.slot, block.slot.group
+        if "momentum_scale" not in block.state and not is_stochastic(slot.param, group):
+            continue
+        step = group["rounding_step"]
+        if one_pass and slot.param.is_cuda and not isinstance(step, Tensor):
+            step = group["rounding_step"] = torch.tensor(step, device=slot.param.device)
+        if isinstance(step, Tensor):
+            step = step.to(slot.param.device)
+        elif compiling:
+            step = torch.tensor(step, device="cpu")
+        draws[slot.index] = Draw(group["seed"], step, slot.index)
+    return draws
+
+
+def columns_of(
+    blocks: Sequence[Block], draws: Mapping[int, Draw], divisor: float, compiling: bool
+) -> dict[str, list[Any]]:
+    """The tensors and numbers of blocks of one group as the update takes them, all real."""
+    momentum = bool(blocks) and blocks[0].slot.group["momentum"] != 0.0
+    states = [block.state for block in blocks]
+    gains: list[Any] = [float(state["gsnr"]) / divisor for state in states]
+    if compiling:  # a float of 0 would be a constant of the graph until the block starts
+        gains = [torch.tensor(gain, dtype=torch.float64, device="cpu") for gain in gains]
+    kahan = [keeps_compensation(b.slot.param, b.slot.group["rounding"]) for b in blocks]
+    return {
+        "params": [real(block.slot.param) for block in blocks],
+        "grads": [real(block.grad) for block in blocks],
+        "momentum_buffers": [real(s["momentum_buffer"]) if momentum else None for s in states],
+        "gains": gains,
+        "momentum_scales": [s.get("momentum_scale") if momentum else None for s in states],
+        "compensations": [
+            s["compensation"] if kept else None for s, kept in zip(states, kahan, strict=True)
+        ],
+        "draws": [draws.get(block.slot.index) for block in blocks],
+        "stochastic": [is_stochastic(block.slot.param, block.slot.group) for block in blocks],
+    }
