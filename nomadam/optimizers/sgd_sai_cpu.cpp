@@ -41,6 +41,8 @@ struct Options {  // as `_OPTIONS` in sgd_sai_cpu.py
     int64_t nesterov;
 };
 
+static_assert(sizeof(Row) == 96 && sizeof(Options) == 32, "the layout that Python writes");
+
 template <class To, class From>
 inline To as(From from) {
     static_assert(sizeof(To) == sizeof(From), "the same bits");

@@ -21,7 +21,16 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _ROW = struct.Struct("@5Pd2Q2q2I4B4x")
 _OPTIONS = struct.Struct("@3dq")
 _KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4}
-_FLOATS = frozenset(_KINDS) - {torch.int8}
+_PLAIN = {Tensor, torch.nn.Parameter}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Dtypes of what `cpu_fits` is asked about, in its order.
+_MIXES = {
+    (param, grad, *momentum, compensation)
+    for param in _FLOATS
+    for grad in _FLOATS
+    for momentum in [(None, None), *((m, None) for m in _FLOATS), (torch.int8, torch.float32)]
+    for compensation in ([None, torch.bfloat16] if param == torch.bfloat16 else [None])
+}
 
 
 class Kernel(NamedTuple):
@@ -81,34 +90,25 @@ def cpu_fits(tensors: Sequence[Tensor | None]) -> bool:
     Args:
         tensors: parameter, gradient, momentum buffer, its scales and the compensation.
     """
-    param, grad, momentum_buffer, scale, compensation = tensors
-    assert param is not None and grad is not None
-    shape, dtypes = param.shape, []
-    for tensor in (param, grad, momentum_buffer, compensation):
+    mix = []
+    for tensor in tensors:
         if tensor is None:
-            dtypes.append(None)
-        elif tensor.shape == shape and _is_plain(tensor):
-            dtypes.append(tensor.dtype)
+            mix.append(None)
+        elif type(tensor) in _PLAIN and tensor.is_cpu and tensor.is_contiguous():
+            mix.append(tensor.dtype)
         else:
             return False
-    in_codes = dtypes[2] is torch.int8
+    param, grad, momentum_buffer, scale, compensation = tensors
+    assert param is not None and grad is not None
+    shape = param.shape
     return (
-        dtypes[0] in _FLOATS
-        and dtypes[1] in _FLOATS
-        and (in_codes or dtypes[2] is None or dtypes[2] in _FLOATS)
-        and (not in_codes or scale is not None and _are_scales(scale, param.numel()))
-        and (dtypes[3] is None or dtypes[0] == dtypes[3] == torch.bfloat16)
+        tuple(mix) in _MIXES
+        and grad.shape == shape
+        and not grad.is_neg()
+        and (momentum_buffer is None or momentum_buffer.shape == shape)
+        and (scale is None or scale.numel() == num_scales(param.numel()))
+        and (compensation is None or compensation.shape == shape)
     )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    return plain and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
-
-
-def _are_scales(scale: Tensor, numel: int) -> bool:
-    known = scale.dtype is torch.float32 and scale.numel() == num_scales(numel)
-    return known and _is_plain(scale)
 
 
 def update_cpu(
