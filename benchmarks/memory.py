@@ -36,7 +36,7 @@ def main() -> None:
     names = list(states["vit_s_16"])
     lines = [[n, *(f"{states[model][n] / 2**30:.2f}" for model in PAPER)] for n in names]
     show_table(["state in GiB", *(LABELS[model] for model in PAPER)], lines)
-    write("memory", args, {"shapes": found, "state_bytes": states})
+    write("memory", args, {"shapes": found, "state_bytes": states, "paper": PAPER})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 # Where torch, Triton and nomadam keep what they compiled.
 CACHES = (
+    "HOME",
     "XDG_CACHE_HOME",
     "TORCHINDUCTOR_CACHE_DIR",
     "TORCH_EXTENSIONS_DIR",

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from nomadam.experiments.cost.models import Tensors
 from nomadam.optimizers.baselines import build_optimizer
 from nomadam.optimizers.sgd_sai import SGDSaI
+from nomadam.optimizers.sgd_sai_cpu import cpu_kernel
 
 REFERENCE = "torch_sgd_fused"
 # Learning rates at which hundreds of steps along one gradient leave the weights ordinary numbers.
@@ -64,6 +65,9 @@ def _package(package: str, kind: str, module: Tensors, **options: Any) -> Optimi
 
 
 def _ours(module: Tensors, **options: Any) -> Optimizer:
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    if options.get("fused") and on_cpu and cpu_kernel(warn=False) is None:
+        raise RuntimeError("no C++ compiler was found")  # it would step on the foreach path
     return SGDSaI(module.named_parameters(), lr=SMALL, weight_decay=DECAY, **options)
 
 

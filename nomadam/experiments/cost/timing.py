@@ -49,7 +49,7 @@ def measure_steps(
         contenders: the first is the one that ratios are taken to, and is in every session.
         device: where to measure.
         rounds: how often each is stepped, after two steps that do not count.
-        seconds: a slower contender is stepped fewer times: about so long, but 3 times at least.
+        seconds: a slower contender is stepped fewer times: about so long, but 2 times at least.
         tell: takes a line of progress.
 
     Returns:
@@ -103,7 +103,7 @@ def _measure_session(
             tell(f"{each.name}: skipped: {made}")
         else:
             optimizers[each.name] = made
-            turns[each.name] = min(rounds, max(3, int(seconds * 1e3 / second)))
+            turns[each.name] = min(rounds, max(2, int(seconds * 1e3 / second)))
             tell(f"{each.name}: {second:.2f} ms, {turns[each.name]} rounds")
     if REFERENCE not in optimizers:
         raise RuntimeError(f"{REFERENCE}: {failed[REFERENCE]}")
