@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from nomadam.numerics.blockwise import num_scales
 from nomadam.optimizers.adam_mini import mini_groups
 from nomadam.optimizers.muon_pair import muon_groups
+from nomadam.optimizers.options import named_dtype
 from nomadam.optimizers.param_groups import trainable_parameters
+from nomadam.optimizers.sgd_sai_state import keeps_compensation, momentum_dtype
 
 
 def copies(number: int) -> Callable[[nn.Module, dict[str, Any]], int]:
@@ -30,11 +33,17 @@ def momentum_state(model: nn.Module, arguments: dict[str, Any]) -> int:
 
 
 def sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
-    """One buffer, in float32 for float16 parameters; none at a momentum of 0."""
-    if not arguments["momentum"]:
-        return 0
-    sizes = [(p.numel(), p.dtype, p.element_size()) for _, p, _ in trainable_parameters(model)]
-    return sum(n * (4 if dtype == torch.float16 else size) for n, dtype, size in sizes)
+    """The momentum, with its scales in 8 bits, and what kahan keeps; none at a momentum of 0."""
+    option, total = named_dtype(arguments["momentum_dtype"]), 0
+    for _, p, _ in trainable_parameters(model):
+        if arguments["momentum"]:
+            dtype = momentum_dtype(p, option)
+            pairs = 2 if p.is_complex() and not dtype.is_complex else 1
+            total += pairs * p.numel() * dtype.itemsize
+            total += 4 * num_scales(pairs * p.numel()) if dtype == torch.int8 else 0
+        if keeps_compensation(p, arguments["rounding"]):
+            total += p.numel() * p.element_size()
+    return total
 
 
 def adam_mini_state(model: nn.Module, arguments: dict[str, Any]) -> int:
