@@ -25,7 +25,11 @@ Part = TypeVar("Part")
 
 @runtime_checkable
 class Model(Protocol):
-    """A frozen dataclass that describes a model."""
+    """A frozen dataclass that describes a model.
+
+    It may also have ``measures(module, batch)``: the mean over a batch of whatever it is evaluated
+    by, by name, ``loss`` among them. ``metrics.jsonl`` has them as ``validation_NAME``.
+    """
 
     @property
     def build(self) -> Callable[..., Any]:

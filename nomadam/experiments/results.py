@@ -36,6 +36,7 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
             "status": "finished" if diverged_at is None else "diverged",
             "steps": last["step"],
             "validation_loss": last.get("validation_loss"),
+            **{key: last[key] for key in last if key.startswith("validation_")},
             "best_validation_loss": min(numbers["validation_loss"], default=None),
             "train_loss": statistics.fmean(numbers["train_loss"][-10:] or [math.nan]),
             "state_bytes": state_bytes,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +147,7 @@ def _loop(
                 record["optimizer_ms"] = (ended - ready) * 1e3
                 record["peak_memory_mb"] = peak_memory_mb(device)
                 if step % run.evaluate_every == 0 or step == run.steps:
-                    record["validation_loss"] = _evaluate(parts, last=step == run.steps)
+                    record |= _evaluate(parts, last=step == run.steps)
                     diverged = not math.isfinite(record["validation_loss"])
             parts.step = step
             if parts.is_main:
@@ -206,30 +207,43 @@ def _clip(parts: Parts) -> float:
     return torch.nn.utils.get_total_norm(gradients).item()
 
 
-def _evaluate(parts: Parts, *, last: bool) -> float:
-    """Mean validation loss, each predicted token counting the same."""
+def _evaluate(parts: Parts, *, last: bool) -> dict[str, float]:
+    """Mean validation loss, and what else the model measures, each row counting the same."""
     run, accelerator = parts.run, parts.accelerator
     batches = run.data.validation_batches(
         parts.dataset, batch_size=run.batch_size, max_batches=run.evaluation_batches
     )
-    total = torch.zeros(2, dtype=torch.float64)
+    rows, sums = 0, Counter[str]()
     parts.module.eval()
     _set_mode(parts.optimizer, "eval")
     with torch.no_grad():
         for index, batch in enumerate(batches):
             if index % accelerator.num_processes == accelerator.process_index:
-                loss = run.model.loss(parts.module, batch.to(accelerator.device))
-                total += torch.tensor([loss.item() * len(batch), len(batch)], dtype=total.dtype)
+                measured = _measures(run.model, parts.module, batch.to(accelerator.device))
+                rows += len(batch)
+                for name, value in measured.items():
+                    sums[f"validation_{name}"] += value.item() * len(batch)
     if not last:
         # After the last step the weights stay those that were evaluated, to be saved.
         _set_mode(parts.optimizer, "train")
         parts.module.train()
     if accelerator.num_processes > 1:
-        kind = torch.float32 if accelerator.device.type == "mps" else total.dtype
-        total = accelerator.reduce(total.to(accelerator.device, kind), reduction="sum").cpu()
-    if total[1] == 0:
+        from accelerate.utils import gather_object
+
+        gathered = gather_object([(rows, sums)])
+        rows, sums = sum(each for each, _ in gathered), Counter()
+        for _, part in gathered:
+            sums.update(part)
+    if rows == 0:
         raise ValueError("the validation data have no batch; hold out more of the data")
-    return (total[0] / total[1]).item()
+    return {name: total / rows for name, total in sums.items()}
+
+
+def _measures(model: Any, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
+    """What a batch is evaluated by: the loss, and more where the model has more to say."""
+    if callable(measures := getattr(model, "measures", None)):
+        return measures(module, batch)
+    return {"loss": model.loss(module, batch)}
 
 
 def _set_mode(optimizer: Any, mode: Literal["train", "eval"]) -> None:
