@@ -141,13 +141,18 @@ def estimate_lines(cost: Mapping[str, Any]) -> list[str]:
     """Put what ``nomadam.experiments.estimate.estimate`` gives into a few lines."""
     where = "the whole process" if cost["device"] == "cpu" else f"on {cost['device']}"
     times = "evaluation" if cost["evaluations"] == 1 else "evaluations"
-    per_param, optimizer_ms = cost["state_bytes_per_param"], cost["optimizer_ms"]
+    per_param = cost["state_bytes_per_param"]
+    if cost["gradient_mb"] is None:
+        gradients, part = "released, one tensor at a time", "with the optimizer"
+    else:
+        gradients = f"{cost['gradient_mb']:.2f} MB"
+        part = f"the optimizer {cost['optimizer_ms']:.2f} ms of it"
     values = {
         "parameters": f"{cost['num_params']:,} ({cost['parameter_mb']:.2f} MB)",
-        "gradients": f"{cost['gradient_mb']:.2f} MB",
+        "gradients": gradients,
         "optimizer state": f"{cost['state_mb']:.2f} MB ({per_param:.2f} bytes a parameter)",
         "peak memory": f"{_number(cost['peak_memory_mb'], 0)} MB ({where})",
-        "step": f"{cost['step_ms']:.1f} ms (the optimizer {optimizer_ms:.2f} ms of it)",
+        "step": f"{cost['step_ms']:.1f} ms ({part})",
         "training": f"about {duration(cost['seconds'])}: {cost['steps']:,} steps, "
         f"{cost['evaluations']:,} {times}",
     }

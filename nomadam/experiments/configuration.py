@@ -116,6 +116,9 @@ class Run:
         batch_size: rows of a micro-batch over all processes, at least 1.
         accumulation: micro-batches a step, at least 1; default 1.
         clip_norm: largest norm of the whole gradient, above 0, or None; default 1.
+        release_gradients: step each tensor as soon as its gradient is there, and free the gradient
+            (`nomadam.release_gradients`): the same weights with less memory; for SGDSaI in one
+            process, and ``clip_norm`` must be None; default False.
         precision: ``fp32``, ``bf16_autocast`` (float32 parameters) or ``bf16`` (bf16 parameters).
         seed: of initialisation, batches and dropout, 0 to 2^32 − 1; default 0.
         evaluate_every: steps between evaluations, at least 1; the last step is evaluated always.
@@ -141,6 +144,7 @@ class Run:
     batch_size: int
     accumulation: int = 1
     clip_norm: float | None = 1.0
+    release_gradients: bool = False
     precision: Literal["fp32", "bf16_autocast", "bf16"] = "fp32"
     seed: int = 0
     evaluate_every: int = 100
@@ -164,6 +168,8 @@ class Run:
             require(value >= 1, "evaluation_batches", value, "at least 1, or none for all")
         if self.clip_norm is not None:
             require(self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0, or none")
+            allowed = "none where release_gradients is true: no norm of all gradients is known then"
+            require(not self.release_gradients, "clip_norm", self.clip_norm, allowed)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
@@ -175,7 +181,10 @@ def to_json(run: Run) -> dict[str, Any]:
         >>> to_json(demo())["model"]["class"]
         'nomadam.experiments.language_model.GPT2Model'
     """
-    return _plain(run, bear_class=False)
+    plain = _plain(run, bear_class=False)
+    if not run.release_gradients:
+        del plain["release_gradients"]  # folders and hashes from before it was there stay valid
+    return plain
 
 
 def from_json(values: Mapping[str, Any]) -> Run:

@@ -112,8 +112,11 @@ def estimate(
             f"nothing to estimate; lower optimizer.lr = {run.optimizer.lr:g}"
         )
     step_ms = statistics.median(record["step_ms"] for record in records[1:])
-    optimizer_ms = statistics.median(record["optimizer_ms"] for record in records[1:])
-    whole_step_ms = (step_ms - optimizer_ms) * run.accumulation + optimizer_ms
+    optimizer_ms = None
+    whole_step_ms = step_ms * run.accumulation
+    if not run.release_gradients:
+        optimizer_ms = statistics.median(record["optimizer_ms"] for record in records[1:])
+        whole_step_ms -= optimizer_ms * (run.accumulation - 1)
     # The last record comes after the evaluation of one batch.
     validation = max(0.0, ends[-1] - ends[-2] - records[-1]["step_ms"] / 1e3)
     validation *= _validation_batches(run, data)
@@ -122,7 +125,7 @@ def estimate(
     return {
         "num_params": num_params,
         "parameter_mb": num_params * BYTES[run.precision] / 1e6,
-        "gradient_mb": num_params * BYTES[run.precision] / 1e6,
+        "gradient_mb": None if run.release_gradients else num_params * BYTES[run.precision] / 1e6,
         "state_mb": result["state_bytes"] / 1e6,
         "state_bytes_per_param": result["state_bytes_per_param"],
         "peak_memory_mb": result["peak_memory_mb"],

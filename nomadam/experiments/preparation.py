@@ -13,6 +13,7 @@ from nomadam.experiments import checkpoints, resources
 from nomadam.experiments.configuration import Run, to_json
 from nomadam.experiments.event_files import summary_writer
 from nomadam.optimizers.baselines import build_optimizer, find_baseline
+from nomadam.optimizers.gradient_release import GradientRelease, release_gradients
 from nomadam.runs import FORMAT, RunFolder, RunFolderError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -34,6 +35,7 @@ class Parts:
         peak_lrs: learning rate of each group at the schedule's factor 1.
         num_params: number of parameters, tied ones once.
         baseline_memory_mb: memory before the module was built.
+        release: what steps the optimizer within the backward, None where the loop does.
         step: the last step that is done.
         seconds: spent in training so far, over all its processes one after another.
     """
@@ -48,6 +50,7 @@ class Parts:
     peak_lrs: list[float]
     num_params: int
     baseline_memory_mb: float | None
+    release: GradientRelease | None
     step: int = 0
     seconds: float = 0.0
 
@@ -60,11 +63,12 @@ class Parts:
 def check_optimizer(run: Run, *, whole: bool = False) -> None:
     """Refuse an optimizer that can not be built, before anything is loaded or written.
 
-    Where it has arguments it is built on the Run's model, without memory for its parameters.
+    Where it has arguments, or its gradients are released, it is built on the Run's model, without
+    memory for its parameters.
 
     Args:
         run: the Run.
-        whole: build it though it has no arguments, so that a missing library is found too.
+        whole: build it in any case, so that a missing library is found too.
 
     Raises:
         ValueError: its name or one of its arguments is unknown, with the nearest names, or out of
@@ -74,10 +78,11 @@ def check_optimizer(run: Run, *, whole: bool = False) -> None:
     choice = run.optimizer
     try:
         find_baseline(choice.name, choice.arguments)
-        module = _weightless(run) if choice.arguments or whole else None
+        built = choice.arguments or run.release_gradients or whole
+        module = _weightless(run) if built else None
         if module is not None:
             with contextlib.suppress(RuntimeError):  # it may want a device that is not this one
-                _optimizer(run, module)
+                _release(run, module, _optimizer(run, module))
     except TypeError as error:
         raise ValueError(f"optimizer.arguments: {error}") from error
 
@@ -103,6 +108,15 @@ def _optimizer(run: Run, module: torch.nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(
         choice.name, module, lr=choice.lr, weight_decay=choice.weight_decay, **choice.arguments
     )
+
+
+def _release(run: Run, module: torch.nn.Module, optimizer: Any) -> GradientRelease | None:
+    if not run.release_gradients:
+        return None
+    try:
+        return release_gradients(module, optimizer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"release_gradients = True: {error}") from error
 
 
 def check_runs(
@@ -140,7 +154,8 @@ def make_accelerator(run: Run, device: Device) -> Any:
 
     Raises:
         ImportError: without accelerate, naming the extra to install.
-        ValueError: for a device that is not there, or a batch that can not be split evenly.
+        ValueError: for a device that is not there, and for a batch that can not be split evenly
+            and gradients that can not be released among several processes.
     """
     try:
         from accelerate import Accelerator
@@ -166,6 +181,8 @@ def make_accelerator(run: Run, device: Device) -> Any:
         raise ValueError(
             f"batch_size = {run.batch_size}: must be a multiple of the {processes} processes"
         )
+    if run.release_gradients and accelerator.num_processes > 1:
+        raise ValueError("release_gradients = True: must be False where processes train together")
     return accelerator
 
 
@@ -193,6 +210,7 @@ def prepare(
         peak_lrs=[float(group["lr"]) for group in optimizer.param_groups],
         num_params=sum(parameter.numel() for parameter in module.parameters()),
         baseline_memory_mb=baseline_memory_mb,
+        release=_release(run, module, optimizer),
     )
     checkpoints.seed_everything((run.seed + accelerator.process_index) % 2**32)
     found = [_open_folder(parts, again)] if parts.is_main else [None]

@@ -144,7 +144,8 @@ def _loop(
                 parts.seconds += ended - began
                 record["seconds"] = parts.seconds
                 record["step_ms"] = (ended - began) * 1e3
-                record["optimizer_ms"] = (ended - ready) * 1e3
+                if parts.release is None:  # else the step is a part of the backward
+                    record["optimizer_ms"] = (ended - ready) * 1e3
                 record["peak_memory_mb"] = peak_memory_mb(device)
                 if step % run.evaluate_every == 0 or step == run.steps:
                     record |= _evaluate(parts, last=step == run.steps)
@@ -177,8 +178,7 @@ def _gradient(parts: Parts, step: int) -> torch.Tensor:
             parts.dataset, seed=run.seed, step=step, micro=micro, batch_size=run.batch_size
         )
         last = micro == run.accumulation - 1
-        # The processes exchange gradients once a step.
-        with contextlib.nullcontext() if last else accelerator.no_sync(parts.model):
+        with contextlib.nullcontext() if last else _accumulate(parts):
             loss = run.model.loss(parts.model, _own_rows(parts, batch)) / run.accumulation
             accelerator.backward(loss)
         total += loss.detach()
@@ -188,6 +188,13 @@ def _gradient(parts: Parts, step: int) -> torch.Tensor:
 def _own_rows(parts: Parts, batch: Any) -> Any:
     accelerator = parts.accelerator
     rows = batch[accelerator.process_index :: accelerator.num_processes]
+def _accumulate(parts: Parts) -> contextlib.AbstractContextManager[Any]:
+    """Within it a backward only adds: gradients are exchanged, and released, once a step."""
+    if parts.release is not None:
+        return parts.release.accumulate()
+    return parts.accelerator.no_sync(parts.model)
+
+
     return rows.to(accelerator.device, non_blocking=True)
 
 
@@ -199,8 +206,10 @@ def _mean(parts: Parts, value: float) -> float:
     return parts.accelerator.reduce(mine, reduction="mean").item()
 
 
-def _clip(parts: Parts) -> float:
-    """Clip the gradient where the Run says so; its norm before."""
+def _clip(parts: Parts) -> float | None:
+    """Clip the gradient where the Run says so; its norm before, None where it is released."""
+    if parts.release is not None:
+        return None
     if parts.run.clip_norm is not None:
         return torch.nn.utils.clip_grad_norm_(parts.module.parameters(), parts.run.clip_norm).item()
     gradients = [p.grad for p in parts.module.parameters() if p.grad is not None]
