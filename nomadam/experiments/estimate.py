@@ -76,8 +76,9 @@ def estimate(
     Returns:
         ``num_params``, ``parameter_mb``, ``gradient_mb``, ``state_mb``, ``state_bytes_per_param``,
         ``peak_memory_mb`` (of the process, or of the GPU), ``device``, ``step_ms``,
-        ``optimizer_ms``, ``steps``, ``evaluations``, ``validation_seconds`` of one evaluation, and
-        ``seconds`` of the whole training without loading. 1 MB is 10^6 bytes.
+        ``optimizer_ms`` (None, as ``gradient_mb``, where gradients are released), ``steps``,
+        ``evaluations``, ``validation_seconds`` of one evaluation, and ``seconds`` of the whole
+        training without loading. 1 MB is 10^6 bytes.
 
     Raises:
         ValueError: what training would raise.

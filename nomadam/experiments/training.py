@@ -170,7 +170,10 @@ def _loop(
 
 
 def _gradient(parts: Parts, step: int) -> torch.Tensor:
-    """Leave the gradient of a step in the parameters; the mean loss over this process's rows."""
+    """Leave the gradient of a step in the parameters, or take the step where it is released.
+
+    Returns the mean loss over this process's rows.
+    """
     run, accelerator = parts.run, parts.accelerator
     total = torch.zeros((), device=accelerator.device)
     for micro in range(run.accumulation):
@@ -185,9 +188,6 @@ def _gradient(parts: Parts, step: int) -> torch.Tensor:
     return total
 
 
-def _own_rows(parts: Parts, batch: Any) -> Any:
-    accelerator = parts.accelerator
-    rows = batch[accelerator.process_index :: accelerator.num_processes]
 def _accumulate(parts: Parts) -> contextlib.AbstractContextManager[Any]:
     """Within it a backward only adds: gradients are exchanged, and released, once a step."""
     if parts.release is not None:
@@ -195,6 +195,9 @@ def _accumulate(parts: Parts) -> contextlib.AbstractContextManager[Any]:
     return parts.accelerator.no_sync(parts.model)
 
 
+def _own_rows(parts: Parts, batch: Any) -> Any:
+    accelerator = parts.accelerator
+    rows = batch[accelerator.process_index :: accelerator.num_processes]
     return rows.to(accelerator.device, non_blocking=True)
 
 
