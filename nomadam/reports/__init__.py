@@ -8,6 +8,12 @@ from nomadam.reports.arms import Comparison, read_comparison
 from nomadam.reports.drawing import Picture
 from nomadam.reports.figures import draw_all
 from nomadam.reports.html import SECTIONS, lead_text, page
+from nomadam.reports.paired import (
+    PAIRED_TEXT,
+    paired_cells,
+    paired_differences,
+    paired_explanation,
+)
 from nomadam.reports.tables import (
     common_cells,
     difference_cells,
@@ -64,7 +70,11 @@ def _markdown_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     parts += ["## Results\n", markdown(rows), f"{explanation(rows)}\n"]
     for section, title in SECTIONS:
         drawn = [picture for picture in pictures if picture.section == section]
-        parts += [f"## {title}\n"] if drawn else []
+        pairs = paired_differences(comparison) if section == "paired" else []
+        parts += [f"## {title}\n"] if drawn or pairs else []
+        if pairs:
+            parts.append(markdown_table(*paired_cells(pairs), left=PAIRED_TEXT))
+            parts.append(f"{paired_explanation(comparison)}\n")
         for picture in drawn:
             alt, caption = markdown_text(picture.alt), markdown_text(picture.caption)
             parts += [f"![{alt}](figures/{picture.name}.png)\n", f"{picture.title}. {caption}\n"]

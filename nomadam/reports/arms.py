@@ -9,7 +9,7 @@ from typing import Any
 from nomadam.reports.reading import RunRecord, number, read_folders
 
 # What makes a validation loss another quantity: the text, its tokens, or the part held out.
-DATA_IDENTITY = ("sha256", "tokenizer_sha256", "validation_tokens")
+DATA_IDENTITY = ("sha256", "tokenizer_sha256", "validation_tokens", "validation_images")
 # Beside the model and the data, what makes a comparison of optimizers uneven.
 UNEQUAL_TERMS = ("steps", "batch_size", "accumulation", "precision", "evaluation_batches")
 
@@ -97,6 +97,11 @@ class Comparison:
     def runs(self) -> list[RunRecord]:
         """Every run of every arm."""
         return [run for arm in self.arms for run in arm.runs]
+
+    @property
+    def unit(self) -> str:
+        """What a row of the data counts, and the loss is the mean of: `token` or `image`."""
+        return "image" if "validation_images" in self.runs[0].data else "token"
 
     def differing_fields(self) -> list[str]:
         """Return the fields of the configuration, the seed apart, that differ between arms."""
@@ -275,7 +280,7 @@ def read_comparison(folders: list[Path]) -> Comparison:
 
     Raises:
         ValueError: a wrong folder, or runs whose data are not the same (`sha256`,
-            `tokenizer_sha256` or `validation_tokens` differ, or `sha256` is not known).
+            `tokenizer_sha256` or the number held out differ, or `sha256` is not known).
     """
     reading = read_folders(folders)
     _check_data(reading.runs)

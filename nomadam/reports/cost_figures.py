@@ -10,10 +10,10 @@ from nomadam.reports.drawing import (
     Picture,
     best_of_each,
     counting_ticks,
+    folded,
     looks,
     paler,
     save,
-    shown,
 )
 from nomadam.reports.tables import MB, fixed, milliseconds, rows_of, size
 
@@ -105,7 +105,7 @@ def _bars(
                 )
             # Above its bar and not at its end: no bar is too short or too long for its number.
             axes.text(largest * 0.006, place - 0.33, text, va="bottom", fontsize=9.5, color=QUIET)
-        axes.set_yticks(range(len(bars)), [shown(arm.label, 26) for arm, _, _ in bars])
+        axes.set_yticks(range(len(bars)), [folded(arm.label, 26) for arm, _, _ in bars])
         axes.set_ylim(len(bars) - 0.55, -0.8)
         axes.set_xlim(0, largest * 1.05 or 1.0)
         axes.set_xlabel(label)

@@ -1,5 +1,6 @@
 """How every figure looks and is saved: one style, colours and markers, deterministic files."""
 
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Picture:
 
     Args:
         name: its file name without ending.
-        section: `curves`, `cost`, `sensitivity` or `gains`.
+        section: `paired`, `curves`, `cost`, `sensitivity` or `gains`.
         caption: what is drawn and how, in plain text.
         alt: what a reader who can not see it should know.
     """
@@ -131,6 +132,17 @@ def shown(text: str, longest: int = 34) -> str:
     return f"\u200a{text}" if text.startswith("_") else text
 
 
+def folded(text: str, width: int = 34) -> str:
+    r"""Return a label on as many lines as it needs, broken at its spaces.
+
+    Example:
+        >>> folded("sgd_sai precision=bf16 rounding=stochastic", 24)
+        'sgd_sai precision=bf16\nrounding=stochastic'
+    """
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(shown(line, width) for line in lines)
+
+
 def paler(color: str) -> str:
     """Return a colour mixed with four parts of white; opaque, for a hatch lies on it.
 
@@ -181,20 +193,23 @@ def short_count(value: float, largest: float) -> str:
 
 
 def _legend_columns(labels: list[str]) -> int:
-    longest = max((len(shown(label)) for label in labels), default=1)
+    longest = max((len(x) for label in labels for x in folded(label).split("\n")), default=1)
     return max(1, min(len(labels), 56 // (longest + 5)))
 
 
 def legend_height(labels: list[str]) -> float:
     """Return the height in inches that `legend_above` takes of a figure."""
-    return 0.12 + 0.21 * -(-len(labels) // _legend_columns(labels))
+    lines = [folded(label).count("\n") + 1 for label in labels]
+    rows = max(1, -(-len(lines) // _legend_columns(labels)))
+    columns = [sum(lines[start : start + rows]) for start in range(0, len(lines), rows)]
+    return 0.12 + 0.21 * max(columns, default=0)
 
 
 def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
     """Put the legend above the axes, where it hides nothing, in as many columns as fit."""
     figure.legend(
         handles,
-        [shown(label) for label in labels],
+        [folded(label) for label in labels],
         loc="outside upper left",
         ncols=_legend_columns(labels),
         handlelength=3.0,

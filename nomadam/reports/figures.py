@@ -23,6 +23,7 @@ from nomadam.reports.drawing import (
     save,
 )
 from nomadam.reports.gain_figures import draw_gains
+from nomadam.reports.paired_figures import draw_paired
 from nomadam.reports.tables import fixed
 
 CROSS: dict[str, Any] = {
@@ -31,8 +32,13 @@ CROSS: dict[str, Any] = {
     "markersize": 8,
     "markeredgewidth": 2.2,
 }
-AXIS_LABELS = {"step": "step", "tokens": "training tokens", "seconds": "training time, s"}
-AXIS_TITLES = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
+AXIS_LABELS = {"step": "step", "tokens": "training {}s", "seconds": "training time, s"}
+AXIS_TITLES = {"step": "steps", "tokens": "{}s", "seconds": "seconds"}
+PANELS = (
+    ("validation_loss", "Validation loss", "nats per {}"),
+    ("train_loss", "Training loss", "nats per {}"),
+    ("validation_accuracy", "Validation accuracy", "part right, top-1"),
+)
 
 
 def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
@@ -44,6 +50,7 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
+        draw_paired(comparison, folder),
         *(_learning_curves(comparison, folder, axis) for axis in AXES),
         _sensitivity(comparison, folder),
         *draw_costs(comparison, folder),
@@ -72,12 +79,15 @@ def _top(lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> float | N
     return min(max(healthy or starts), 1.25 * max(starts)) if starts else None
 
 
-def _draw_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: dict[str, Look]):
+def _limit_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> None:
     tops = _top(lines, look)
     floor = min((c.mean.min() for _, found in lines for c in found), default=0.0)
     if tops is not None and tops > floor:
         margin = 0.05 * (tops - floor)
         axes.set_ylim(floor - margin, tops + margin)
+
+
+def _draw_lines(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: dict[str, Look]):
     for arm, found in lines:
         style = look[arm.label]
         width, alpha = (1.0, 0.35) if style.faint else (1.9, 1.0)
@@ -119,29 +129,28 @@ def _draw_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: d
 
 def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture | None:
     look = looks(comparison)
-    panels = [
-        (key, title, lines)
-        for key, title in (("validation_loss", "Validation loss"), ("train_loss", "Training loss"))
-        if (lines := _lines(comparison, key, axis))
-    ]
+    panels = [(*panel, lines) for panel in PANELS if (lines := _lines(comparison, panel[0], axis))]
     if not panels:
         return None
-    present = {arm.label for _, _, lines in panels for arm, _ in lines}
+    present = {arm.label for *_, lines in panels for arm, _ in lines}
     named = [a for a in comparison.arms if a.label in present and not look[a.label].faint]
-    diverged = any(c.diverged for _, _, lines in panels for _, found in lines for c in found)
+    diverged = any(c.diverged for *_, lines in panels for _, found in lines for c in found)
+    against = AXIS_TITLES[axis].format(comparison.unit)
     labels = [*(arm.label for arm in named), *(["diverged"] if diverged else [])]
 
     def draw(figure: Any) -> None:
         from matplotlib.lines import Line2D
 
         all_axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
-        for axes, (_, title, lines) in zip(all_axes, panels, strict=True):
-            _draw_loss(axes, lines, axis, look)
+        for axes, (key, title, label, lines) in zip(all_axes, panels, strict=True):
+            if key.endswith("loss"):
+                _limit_loss(axes, lines, look)
+            _draw_lines(axes, lines, axis, look)
             axes.set_title(title)
-            axes.set_ylabel("nats a token")
+            axes.set_ylabel(label.format(comparison.unit))
             axes.margins(x=0.02)
         counting_ticks(all_axes[-1].xaxis)
-        all_axes[-1].set_xlabel(AXIS_LABELS[axis])
+        all_axes[-1].set_xlabel(AXIS_LABELS[axis].format(comparison.unit))
         handles = [
             Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markersize=4)
             for s in (look[a.label] for a in named)
@@ -154,12 +163,12 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
     return save(
         draw,
         folder,
-        f"learning_curves_{AXIS_TITLES[axis]}",
+        f"learning_curves_{against}",
         height=2.45 * len(panels) + legend_height(labels),
         section="curves",
-        title=f"Learning curves against {AXIS_TITLES[axis]}",
+        title=f"Learning curves against {against}",
         caption=_curve_caption(comparison, look),
-        alt=f"Validation and training loss against {AXIS_TITLES[axis]}. Final validation loss: "
+        alt=f"Validation and training loss against {against}. Final validation loss: "
         f"{ends or 'none yet'}.",
     )
 
@@ -204,7 +213,7 @@ def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
         axes.margins(x=0.06)
         plain_ticks(axes.xaxis)
         axes.set_xlabel("learning rate")
-        axes.set_ylabel("final validation loss, nats a token")
+        axes.set_ylabel(f"final validation loss, nats per {comparison.unit}")
         if lost:
             handles.append(Line2D([], [], color=QUIET, **CROSS))
         legend_above(figure, handles, labels)

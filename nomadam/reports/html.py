@@ -9,6 +9,12 @@ from typing import Any
 
 from nomadam.reports.arms import Comparison
 from nomadam.reports.drawing import Picture
+from nomadam.reports.paired import (
+    PAIRED_TEXT,
+    paired_cells,
+    paired_differences,
+    paired_explanation,
+)
 from nomadam.reports.tables import (
     common_cells,
     difference_cells,
@@ -18,6 +24,7 @@ from nomadam.reports.tables import (
 )
 
 SECTIONS = (
+    ("paired", "Paired differences"),
     ("curves", "Learning curves"),
     ("sensitivity", "Learning-rate sensitivity"),
     ("cost", "Memory and time"),
@@ -143,6 +150,19 @@ def _figure(picture: Picture) -> str:
     )
 
 
+def _section(comparison: Comparison, pictures: Sequence[Picture], section: str, title: str) -> str:
+    """Return a section with its heading, empty where there is nothing to show in it."""
+    content = ""
+    if section == "paired" and (pairs := paired_differences(comparison)):
+        heads, cells = paired_cells(pairs)
+        content += table(heads, cells, label=title, text_columns=PAIRED_TEXT)
+        content += f'<p class="small">{escape(paired_explanation(comparison))}</p>\n'
+    figures = [_figure(picture) for picture in pictures if picture.section == section]
+    if figures:
+        content += f'<div class="figures">\n{"".join(figures)}</div>\n'
+    return f'<h2 id="{section}">{title}</h2>\n{content}' if content else ""
+
+
 def _configuration(comparison: Comparison) -> str:
     heads, cells = difference_cells(comparison)
     parts = ['<h2 id="configuration">Configuration</h2>\n']
@@ -213,12 +233,7 @@ def page(comparison: Comparison, rows: list[dict[str, Any]], pictures: Sequence[
         table(heads, cells, label="Results", text_columns=(0, len(heads) - 1), classes=classes)
     )
     parts.append(f'<p class="small">{escape(explanation(rows))}</p>\n')
-    for section, title in SECTIONS:
-        figures = [_figure(picture) for picture in pictures if picture.section == section]
-        if figures:
-            parts.append(f'<h2 id="{section}">{title}</h2>\n<div class="figures">\n')
-            parts.extend(figures)
-            parts.append("</div>\n")
+    parts.extend(_section(comparison, pictures, *section) for section in SECTIONS)
     parts.append(_configuration(comparison))
     parts.append(_environment(comparison))
     parts.append("</main>\n</body>\n</html>\n")

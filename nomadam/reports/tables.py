@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nomadam.reports.arms import Arm, Comparison, read_comparison, short_value
+from nomadam.reports.reading import number
 
 MB = 1e6
 LONGEST_CELL = 300
@@ -19,11 +20,11 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     The keys: `label`, `optimizer`, `lr`, `is_reference`, `reference` (its label, or None),
     `num_seeds`, `num_finished`, `num_diverged`, `num_unfinished`, `validation_loss` (mean over
-    the finished seeds) and `validation_loss_sd` (unbiased; None below two), `difference` to the
-    reference and `difference_sd`, `state_bytes`, `state_mb` (1 MB = 10^6 bytes),
-    `state_bytes_per_param`, `state_ratio` to the reference, `optimizer_ms` (median over a run's
-    steps, then over the seeds), `peak_memory_mb` (largest of the seeds), `status` in words. What
-    is not known is None.
+    the finished seeds) and `validation_loss_sd` (unbiased; None below two), `validation_accuracy`
+    (mean likewise, 0 to 1), `difference` to the reference and `difference_sd`, `state_bytes`,
+    `state_mb` (1 MB = 10^6 bytes), `state_bytes_per_param`, `state_ratio` to the reference,
+    `optimizer_ms` (median over a run's steps, then over the seeds), `peak_memory_mb` (largest of
+    the seeds), `status` in words. What is not known is None.
 
     Args:
         folders: run folders and comparison folders.
@@ -56,6 +57,7 @@ def _row(arm: Arm, reference: Arm | None) -> dict[str, Any]:
         "num_unfinished": len(arm.with_status("unfinished")),
         "validation_loss": arm.loss(),
         "validation_loss_sd": statistics.stdev(losses) if len(losses) > 1 else None,
+        "validation_accuracy": _accuracy(arm),
         "difference": difference,
         "difference_sd": difference_sd,
         "state_bytes": state_bytes,
@@ -66,6 +68,11 @@ def _row(arm: Arm, reference: Arm | None) -> dict[str, Any]:
         "peak_memory_mb": _reduced(max, arm.values("peak_memory_mb")),
         "status": _status(arm),
     }
+
+
+def _accuracy(arm: Arm) -> float | None:
+    finished = (number(r.result.get("validation_accuracy")) for r in arm.with_status("finished"))
+    return _reduced(statistics.fmean, [value for value in finished if value is not None])
 
 
 def _reduced(reduce: Any, values: list[float]) -> float | None:
@@ -143,14 +150,17 @@ def size(value: float | None) -> str:
 def summary_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the texts of the summary table, not escaped, the units in the heads.
 
-    Without a reference the two columns that relate to it are left out.
+    Without a reference the two columns that relate to it are left out, and the accuracy where no
+    arm has one.
     """
+    accuracies = [row.get("validation_accuracy") for row in rows]
     columns = {
         "arm": [row["label"] for row in rows],
         "seeds": [str(row["num_seeds"]) for row in rows],
         "validation loss": [
             with_sd(row["validation_loss"], row["validation_loss_sd"]) for row in rows
         ],
+        "accuracy, %": [fixed(accuracy and 100 * accuracy, 2) for accuracy in accuracies],
         "difference": [
             "reference"
             if row["is_reference"]
@@ -170,6 +180,8 @@ def summary_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     reference = rows[0]["reference"] if rows else None
     related = ("difference", "state relative")
     kept = [head for head in columns if reference is not None or head not in related]
+    if all(accuracy is None for accuracy in accuracies):
+        kept.remove("accuracy, %")
     heads = [f"{head} to {reference}" if head in related else head for head in kept]
     return heads, [list(cells) for cells in zip(*(columns[head] for head in kept), strict=True)]
 
