@@ -133,7 +133,8 @@ def arm_labels(made: Sequence[Run]) -> list[str]:
         (['adamw'], 'adamw lr=0.5')
     """
     flat = [dict(_flatten(to_json(run))) for run in made]
-    paths = dict.fromkeys(path for fields in flat for path in fields)
+    # The precision first: it says more than any argument that goes with it.
+    paths = sorted({path: None for fields in flat for path in fields}, key="precision".__ne__)
     labels = [run.optimizer.name for run in made]
     for path in paths:
         # A field that the labels so far tell already (the learning rate of each arm) adds nothing.
@@ -144,7 +145,8 @@ def arm_labels(made: Sequence[Run]) -> list[str]:
         if tells and path not in ("optimizer.name", "seed"):
             short = path.rpartition(".")[2]
             labels = [
-                f"{label} {short}={_short(fields.get(path))}"
+                # An argument that is not given has its default, which needs no words.
+                f"{label} {short}={_short(fields[path])}" if path in fields else label
                 for label, fields in zip(labels, flat, strict=True)
             ]
     return labels

@@ -1,0 +1,77 @@
+"""The study of low precision: its arms, seeds and names, and that each arm is what it says."""
+
+import pytest
+import torch
+from tiny_training import go
+
+from nomadam.experiments import gpt2_pretraining, low_precision, vit_classification
+from nomadam.experiments.comparison import plan_comparison
+from nomadam.experiments.configuration import differing_fields, override
+from nomadam.runs import RunFolder
+
+STUDIES = {
+    "gpt2_demo": gpt2_pretraining.demo,
+    "vit_demo": vit_classification.demo,
+}
+FIELDS = {
+    "name",
+    "seed",
+    "precision",
+    "optimizer.arguments.momentum_dtype",
+    "optimizer.arguments.rounding",
+}
+studies = pytest.mark.parametrize("study", STUDIES)
+
+
+@studies
+def test_every_arm_is_the_demonstration_but_for_its_precision(study):
+    runs, base = getattr(low_precision, study)(), STUDIES[study]("sgd_sai")
+    for run in runs:
+        assert set(differing_fields(base, run)) <= FIELDS
+    assert set(differing_fields(base, runs[0])) == {"name"}
+
+
+@studies
+def test_each_arm_has_the_same_five_seeds_and_the_reference_is_float32(study):
+    planned = plan_comparison(f"low_precision.{study}")
+    assert planned.reference == planned.labels[0] == "sgd_sai precision=fp32"
+    seeds = {label: [] for label in planned.labels}
+    for arm in planned.arms:
+        seeds[arm.label].append(arm.run.seed)
+    assert len(seeds) == 6 and all(found == [0, 1, 2, 3, 4] for found in seeds.values())
+    assert len({arm.folder for arm in planned.arms}) == 30
+    # All arms of a seed come together.
+    assert [arm.run.seed for arm in planned.arms] == sorted(arm.run.seed for arm in planned.arms)
+    assert "sgd_sai precision=bf16 momentum_dtype=int8 rounding=stochastic" in seeds
+
+
+def test_one_seed_of_it_has_the_folders_of_the_whole():
+    whole = {arm.folder for arm in plan_comparison("low_precision.vit_demo").arms}
+    parts = [
+        plan_comparison("low_precision.vit_demo", overrides={"seed": str(seed)}).arms
+        for seed in range(5)
+    ]
+    assert {arm.folder for arms in parts for arm in arms} == whole
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_each_arm_trains_with_the_state_that_it_names(tmp_path, index):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("transformers")
+    run = low_precision.vit_demo()[index]
+    small = {"steps": 3, "batch_size": 4, "evaluation_batches": 1, "model.layers": 1}
+    run = override(run, small)
+    result = go(run, tmp_path)
+    assert result["status"] == "finished"
+    (checkpoint,) = RunFolder(tmp_path).checkpoints.iterdir()
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    blocks = [
+        state for state in saved["state"].values() if state["momentum_buffer"].numel() >= 4096
+    ]
+    asked = run.optimizer.arguments.get("momentum_dtype", "float32")
+    assert blocks and {state["momentum_buffer"].dtype for state in blocks} == {
+        getattr(torch, asked)
+    }
+    kahan = run.optimizer.arguments.get("rounding") == "kahan"
+    assert all(("compensation" in state) == kahan for state in blocks)
+    assert all(("momentum_scale" in state) == (asked == "int8") for state in blocks)
