@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
+from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
 from nomadam.optimizers.sgd_sai_update import update_foreach
 
 # On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes.
@@ -21,23 +23,14 @@ def one_pass_pays(params: Sequence[Tensor]) -> bool:
     """
     kinds = {param.device.type for param in params}
     if kinds == {"cuda"}:
-        from nomadam.optimizers.sgd_sai_triton import triton_available
-
         return triton_available()
-    if kinds == {"cpu"} and sum(param.numel() for param in params) >= SMALLEST_ON_CPU:
-        try:
-            from nomadam.optimizers.sgd_sai_cpu import cpu_kernel
-        except ImportError:
-            return False
-        return cpu_kernel(warn=False) is not None
-    return False
+    large = sum(param.numel() for param in params) >= SMALLEST_ON_CPU
+    return kinds == {"cpu"} and large and cpu_kernel(warn=False) is not None
 
 
 def check_fused(group: Mapping[str, Any]) -> None:
     """Raises ValueError for ``fused=True`` where no kernel can be had."""
     for param in group["params"] if group["fused"] else []:
-        from nomadam.optimizers.sgd_sai_triton import triton_available
-
         kind = param.device.type
         if kind not in ("cpu", "cuda", "meta"):
             raise ValueError(
@@ -93,9 +86,6 @@ def _split(columns: list[tuple[Any, ...]]) -> tuple[list[list[Any]], list[list[A
 
 def _kernel_for(tensors: list[Tensor | None]) -> tuple[Any, torch.device | None]:
     """The function that takes a block, and the device that is a call of its own."""
-    from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
-    from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
-
     param = tensors[0]
     assert param is not None
     if param.device.type == "cuda" and triton_available() and triton_fits(tensors):
