@@ -22,7 +22,7 @@ FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MOMENTA = {**FLOATS, torch.int8: 3, None: 4}
 
 # Columns of the kernel's table that are needed here, too.
-PARAM, FIRST_PROGRAM = 0, 7
+PARAM, NUMEL, FIRST_PROGRAM = 0, 5, 7
 
 # So many tables are kept, those used last.
 MOST_TABLES = 2**14
@@ -123,13 +123,13 @@ def update_triton(
         options: ``lr`` and all that follow there.
     """
     kinds = _kinds(params, grads, momentum_buffers, compensations, draws, stochastic)
-    first_programs = accumulate((-(-p.numel() // PROGRAM) for p in params), initial=0)
-    *first_programs, num_programs = first_programs
+    numels = [p.numel() for p in params]
+    *first_programs, num_programs = accumulate((-(-n // PROGRAM) for n in numels), initial=0)
     if num_programs == 0:
         return
     columns = [
         *map(_addresses, (params, grads, momentum_buffers, momentum_scales, compensations)),
-        [p.numel() for p in params],
+        numels,
         kinds,
         first_programs,
         array("q", array("d", map(float, gains)).tobytes()).tolist(),
@@ -231,44 +231,43 @@ def _table(device: torch.device, columns: list[list[int]], num_programs: int) ->
     """The table with these columns: that of the last call for the same parameters, or a new one."""
     key = (device, tuple(columns[PARAM]))
     last = _tables.pop(key, None)
-    changed = [i for i, c in enumerate(columns) if last is None or c != last.columns[i]]
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     table = last
-    if changed or last is None:
+    if table is None or columns != table.columns:
         make = _entered if capturing else _sent
-        host, rows = make(last, columns, changed, device)
+        host, rows = make(last, columns, device)
         rows_of_programs = None if last is None else last.rows_of_programs
-        if (
-            rows_of_programs is None
-            or FIRST_PROGRAM in changed
-            or (len(rows_of_programs) != num_programs)
-        ):
+        if last is None or columns[NUMEL] != last.columns[NUMEL]:
             programs = torch.arange(num_programs, device=device)
             starts = rows[:, FIRST_PROGRAM].contiguous()
             rows_of_programs = torch.searchsorted(starts, programs, right=True, out_int32=True) - 1
+        assert rows_of_programs is not None
         table = _Table(columns, host, rows, rows_of_programs)
-    assert table is not None
     # In a capture nothing is done yet: what the graph makes is its own, and what it reads stays.
     kept = last if capturing else table
     if kept is not None:
         _tables[key] = kept
-        if capturing:
-            _read_by_graphs[id(kept)] = kept
-        elif device.type == "cuda":
-            for tensor in (kept.rows, kept.rows_of_programs):
-                tensor.record_stream(torch.cuda.current_stream())
+    if capturing and kept is not None:
+        _read_by_graphs[id(kept)] = kept
+    if device.type == "cuda" and not capturing:
+        for tensor in (table.rows, table.rows_of_programs):
+            tensor.record_stream(torch.cuda.current_stream())
     if len(_tables) > MOST_TABLES:
         _tables.pop(next(iter(_tables)))
     return table
 
 
+def _changed(last: _Table | None, columns: list[list[int]]) -> list[int]:
+    return [i for i, c in enumerate(columns) if last is None or c != last.columns[i]]
+
+
 def _sent(
-    last: _Table | None, columns: list[list[int]], changed: list[int], device: torch.device
+    last: _Table | None, columns: list[list[int]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The table on the host and on the device, copied there without waiting."""
     shape = (len(columns[PARAM]), len(columns))
     host = torch.empty(shape, dtype=torch.int64) if last is None else last.host
-    for i in changed:
+    for i in _changed(last, columns):
         host[:, i] = torch.tensor(columns[i])
     if device.type == "cuda":
         return host, host.pin_memory().to(device, non_blocking=True)
@@ -276,14 +275,13 @@ def _sent(
 
 
 def _entered(
-    last: _Table | None, columns: list[list[int]], changed: list[int], device: torch.device
+    last: _Table | None, columns: list[list[int]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The same in kernels, which a graph repeats: their arguments are copied into it."""
-    host = torch.empty(0)
-    shape = (len(columns[PARAM]), len(columns))
-    rows = (
-        torch.zeros(shape, dtype=torch.int64, device=device) if last is None else last.rows.clone()
-    )
-    for i in changed:
+    """The same by kernels, which a graph repeats: it holds their arguments, not memory of ours."""
+    if last is None:
+        rows = torch.zeros(len(columns[PARAM]), len(columns), dtype=torch.int64, device=device)
+    else:
+        rows = last.rows.clone()
+    for i in _changed(last, columns):
         torch._foreach_add_(list(rows[:, i].zero_().unbind()), columns[i])
-    return host, rows
+    return rows.new_empty(0, device="cpu"), rows

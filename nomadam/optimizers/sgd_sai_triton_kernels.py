@@ -238,8 +238,9 @@ def _update_tile(
         _store(m_at, m, inside, whole)
     p = p * numbers[3] + numbers[4] * d
     if compensated:
-        rounded = p.to(p_type)
-        _store(c_at, (p - rounded.to(tl.float32)).to(p_type), inside, whole)
+        rounded = _rounded(p, bits, p_type, False)
+        rest = p - rounded.to(tl.float32)
+        _store(c_at, _rounded(rest, bits, p_type, False), inside, whole)
     else:
         rounded = _rounded(p, bits >> 16, p_type, stochastic)
     _store(p_at, rounded, inside, whole)
@@ -298,9 +299,12 @@ def _encoded(m, half):
 
 @triton.jit
 def _rounded(values, half, type: tl.constexpr, stochastic: tl.constexpr):
-    if stochastic and type == tl.bfloat16:
-        half = tl.where(values == values, half, 0)  # no carry out of a NaN
-        words = values.to(tl.uint32, bitcast=True) + half
+    """Float32 in a dtype of storage; bfloat16 in integers, as the interpreter cuts it off."""
+    if type == tl.bfloat16:
+        words = values.to(tl.uint32, bitcast=True)
+        if not stochastic:
+            half = 0x7FFF + (words >> 16 & 1)  # to nearest, ties to even
+        words += tl.where(values == values, half, 0)  # no carry out of a NaN
         return (words >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         return values.to(type)
