@@ -76,8 +76,9 @@ def test_a_backward_that_fails_half_way():
     assert optimizer.param_groups[0]["rounding_step"] == 1
 
 
-def test_a_graph_that_is_kept_can_not_be_used_again():
-    model, optimizer = pair()[0]
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_graph_that_is_kept_can_not_be_used_again(fused):
+    model, optimizer = pair(fused=fused)[0]
     release_gradients(model, optimizer)
     loss = loss_of(model, 1)
     loss.backward(retain_graph=True)
