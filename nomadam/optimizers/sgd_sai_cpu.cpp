@@ -11,9 +11,11 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 128;                 // elements that share a scale
-constexpr int64_t TILE = 8 * BLOCK;            // elements worked on at a time
-constexpr int64_t CHUNK = 32 * TILE;           // elements that a thread claims at a time
+constexpr int64_t BLOCK = 128;  // elements that share a scale
+// Elements converted at a time: four tiles of float32 are 4096 bytes, no two of them at the same
+// place of a page, which loads and stores would take for the same address and wait.
+constexpr int64_t TILE = 2 * BLOCK;
+constexpr int64_t CHUNK = 128 * TILE;          // elements that a thread claims at a time
 constexpr float TOP = 127 * 127;               // the square of the largest code
 constexpr uint32_t SMALLEST_SCALE = 27 << 23;  // the bits of 2^-100
 
@@ -182,9 +184,19 @@ void store(void* data, Kind kind, float* scales, int64_t start, int64_t n,
         encode(tile, bits, n, codes, scales + start / BLOCK);
 }
 
+// a * b + c, rounded once where the processor does so: then as torch's own kernels round.
+inline float product_sum(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 // Between two values with torch's formula, which is exact at both ends.
 inline float lerp(float from, float to, float weight) {
-    return weight < 0.5f ? from + weight * (to - from) : to - (to - from) * (1 - weight);
+    return weight < 0.5f ? product_sum(weight, to - from, from)
+                         : product_sum(weight - 1, to - from, to);
 }
 
 void descend(float* __restrict p, const float* __restrict g, float* __restrict m, int64_t n,
@@ -192,17 +204,17 @@ void descend(float* __restrict p, const float* __restrict g, float* __restrict m
     float weight = float(options.weight), decay = float(options.decay);
     float scale = float(options.grad_scale), momentum = float(1 - options.weight);
     if (!m)
-        for (int64_t i = 0; i < n; ++i) p[i] = decay * p[i] + step_size * (scale * g[i]);
+        for (int64_t i = 0; i < n; ++i) p[i] = product_sum(step_size, scale * g[i], decay * p[i]);
     else if (!options.nesterov)
         for (int64_t i = 0; i < n; ++i) {
             m[i] = lerp(m[i], scale * g[i], weight);
-            p[i] = decay * p[i] + step_size * m[i];
+            p[i] = product_sum(step_size, m[i], decay * p[i]);
         }
     else
         for (int64_t i = 0; i < n; ++i) {
             float grad = scale * g[i];
             m[i] = lerp(m[i], grad, weight);
-            p[i] = decay * p[i] + step_size * lerp(grad, m[i], momentum);
+            p[i] = product_sum(step_size, lerp(grad, m[i], momentum), decay * p[i]);
         }
 }
 
@@ -211,8 +223,11 @@ void update(const Row& row, int64_t start, int64_t stop, const Options& options)
     alignas(64) uint32_t bits[TILE];
     bool drawn = row.momentum_kind == INT8 ||
                  (row.stochastic && (row.param_kind == BFLOAT16 || row.momentum_kind == BFLOAT16));
-    for (; start < stop; start += TILE) {
-        int64_t n = stop - start < TILE ? stop - start : TILE;
+    bool in_place = row.param_kind == FLOAT32 && row.grad_kind == FLOAT32 &&
+                    (row.momentum_kind == FLOAT32 || row.momentum_kind == NONE);
+    int64_t size = in_place ? CHUNK : TILE;
+    for (; start < stop; start += size) {
+        int64_t n = stop - start < size ? stop - start : size;
         float* p = load(row.param, row.param_kind, nullptr, start, n, p_tile);
         float* g = load(row.grad, row.grad_kind, nullptr, start, n, g_tile);
         float* m = row.momentum_kind == NONE
