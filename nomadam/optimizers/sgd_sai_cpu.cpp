@@ -99,12 +99,17 @@ inline uint32_t key(uint32_t h, const Row& row) {
     return h;
 }
 
-void draw(const Row& row, uint64_t start, int64_t n, uint32_t* __restrict bits) {
-    uint32_t k0 = key(0, row), k1 = key(1, row), low = uint32_t(start), high = uint32_t(start >> 32);
-    for (uint32_t i = 0; i < n; ++i) {
-        uint32_t index = low + i, x = index + k0;
-        x = (x ^ x >> 16) * 0x85ebca6b;
-        x ^= k1 + (high + (index < low)) * 0x9e3779b9;
+void draw(uint32_t k0, uint32_t k1, uint64_t start, int64_t n, uint32_t* __restrict bits) {
+    int64_t same = int64_t((start | 0xffffffff) - start) + 1;  // indices with this upper word
+    if (same < n) {
+        draw(k0, k1, start + uint64_t(same), n - same, bits + same);
+        n = same;
+    }
+    k0 += uint32_t(start);
+    k1 += uint32_t(start >> 32) * 0x9e3779b9;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t x = uint32_t(i) + k0;
+        x = (x ^ x >> 16) * 0x85ebca6b ^ k1;
         x = (x ^ x >> 13) * 0xc2b2ae35;
         bits[i] = x ^ x >> 16;
     }
@@ -223,6 +228,7 @@ void update(const Row& row, int64_t start, int64_t stop, const Options& options)
     alignas(64) uint32_t bits[TILE];
     bool drawn = row.momentum_kind == INT8 ||
                  (row.stochastic && (row.param_kind == BFLOAT16 || row.momentum_kind == BFLOAT16));
+    uint32_t k0 = drawn ? key(0, row) : 0, k1 = drawn ? key(1, row) : 0;
     bool in_place = row.param_kind == FLOAT32 && row.grad_kind == FLOAT32 &&
                     (row.momentum_kind == FLOAT32 || row.momentum_kind == NONE);
     int64_t size = in_place ? CHUNK : TILE;
@@ -237,7 +243,7 @@ void update(const Row& row, int64_t start, int64_t stop, const Options& options)
         if (lost)
             for (int64_t i = 0; i < n; ++i) p[i] += from_bfloat16(lost[i]);
         descend(p, g, m, n, float(row.step_size), options);
-        if (drawn) draw(row, row.first + uint64_t(start), n, bits);
+        if (drawn) draw(k0, k1, row.first + uint64_t(start), n, bits);
         store(row.param, row.param_kind, nullptr, start, n, p, bits, row.stochastic, 16);
         store(row.momentum, row.momentum_kind, row.scales, start, n, m, bits, row.stochastic, 0);
         if (lost)
