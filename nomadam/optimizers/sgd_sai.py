@@ -76,8 +76,8 @@ class SGDSaI(Optimizer):
         foreach: many tensors a kernel. Default: where torch does so (not on CPU).
         fused: one pass over memory, by a Triton kernel on CUDA and a compiled loop on the CPU,
             whatever the dtypes; what is not contiguous takes the foreach path. Default: wherever
-            it is the fastest, which is on CUDA, and on the CPU from 10 million elements on. Within
-            ``torch.compile`` it is left to the compiler.
+            it is the fastest: on CUDA, and on the CPU from 10 million elements on, or 100 thousand
+            where anything is kept in low precision. ``torch.compile`` makes its own kernels.
         differentiable: let autograd run through the step; the gain counts as a constant.
         skip_nonfinite: a step in which any gradient has a non-finite element changes nothing and
             adds one to `skipped_steps`; decided on the device, without a synchronisation.
@@ -272,7 +272,7 @@ class SGDSaI(Optimizer):
         params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
         limit = max(2**15, sum(param.numel() for param in params) // 1000)
-        return slots, Plan(limit, one_pass_pays(params))
+        return slots, Plan(limit, one_pass_pays(self.param_groups))
 
     def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> None:
         """A step of these blocks, as far as they hold a gradient, and of no others."""

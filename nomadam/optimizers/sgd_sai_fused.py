@@ -11,20 +11,26 @@ from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
 from nomadam.optimizers.sgd_sai_update import update_foreach
 
-# On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes.
+# On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes. The
+# other paths make temporaries of what is kept in low precision, and are many times slower there.
 SMALLEST_ON_CPU = 10_000_000
+SMALLEST_LOW_PRECISION_ON_CPU = 100_000
 
 
-def one_pass_pays(params: Sequence[Tensor]) -> bool:
-    """Whether the one-pass kernels are the best choice for parameters that hold gradients.
+def one_pass_pays(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the one-pass kernels are the best choice for these groups of parameters.
 
-    On CUDA always, where Triton is installed; on the CPU from 10 million elements on, where a C++
-    compiler is found.
+    On CUDA always, where Triton is installed. On the CPU, where a C++ compiler is found, from 10
+    million elements on, or from 100 thousand where anything is kept in low precision.
     """
+    params = [param for group in groups for param in group["params"]]
     kinds = {param.device.type for param in params}
     if kinds == {"cuda"}:
         return triton_available()
-    large = sum(param.numel() for param in params) >= SMALLEST_ON_CPU
+    low = any(group["momentum_dtype"] in (torch.bfloat16, "int8") for group in groups)
+    low = low or any(param.dtype in (torch.bfloat16, torch.float16) for param in params)
+    smallest = SMALLEST_LOW_PRECISION_ON_CPU if low else SMALLEST_ON_CPU
+    large = sum(param.numel() for param in params) >= smallest
     return kinds == {"cpu"} and large and cpu_kernel(warn=False) is not None
 
 
