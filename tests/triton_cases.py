@@ -15,11 +15,13 @@ import torch
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers import sgd_sai_triton
 from nomadam.optimizers.sgd_sai_triton import update_triton
+from nomadam.optimizers.sgd_sai_update import update_forloop
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 PROGRAM, TILE = (4096, 2048) if INTERPRETED else (sgd_sai_triton.PROGRAM, sgd_sai_triton.TILE)
 F32, BF16, F16, INT8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
+KINDS = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, INT8), (F16, F16, F32)]
 OPTIONS = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}
 TENSORS = ("param", "momentum_buffer", "momentum_scale", "compensation")
 TOP = np.float32(127 * 127)
@@ -30,6 +32,7 @@ def _small_programs(monkeypatch):
     monkeypatch.setattr(sgd_sai_triton, "PROGRAM", PROGRAM)
     monkeypatch.setattr(sgd_sai_triton, "TILE", TILE)
     monkeypatch.setattr(sgd_sai_triton, "_tables", {})
+    monkeypatch.setattr(sgd_sai_triton, "_read_by_graphs", {})
 
 
 # ------------------------------------------------------------------------------- the reference
@@ -158,10 +161,10 @@ def copy_of(row, device=DEVICE):
     return {k: v.to(device, copy=True) if torch.is_tensor(v) else v for k, v in row.items()}
 
 
-def launch(rows, **options):
-    """The kernel, in place."""
+def launch(rows, update=update_triton, **options):
+    """The kernel, or another path, in place."""
     column = {name: [row[name] for row in rows] for name in rows[0]}
-    update_triton(
+    update(
         column["param"],
         column["grad"],
         column["momentum_buffer"],
@@ -181,13 +184,13 @@ def stepped(rows, **options):
     return [copy_of(row, "cpu") for row in rows]
 
 
-def assert_same(got, wanted, before):
+def assert_same(got, wanted, before, exact=INTERPRETED):
     """Bit for bit under the interpreter; else to the last place of the largest term."""
     for name in TENSORS:
         a, b = got[name], wanted[name]
         if b is None:
             assert a is None
-        elif INTERPRETED:
+        elif exact:
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=name)
         elif b.dtype == INT8:
             assert ((a.int() - b.int()).abs() <= 1).all() and (a == b).float().mean() > 0.99
@@ -220,6 +223,16 @@ def test_every_mix_of_dtypes_in_one_launch():
     floats = (F32, BF16, F16)
     mixes = itertools.product(floats, floats, (F32, BF16, F16, INT8))
     check([row_of(150 + 7 * i, *mix, seed=i) for i, mix in enumerate(mixes)])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_same_as_one_block_after_the_other(nesterov):
+    rows = [row_of(1000, *kind, seed=i) for i, kind in enumerate(KINDS)]
+    rows.append(row_of(1000, BF16, BF16, BF16, kahan=True, seed=9))
+    got, wanted = stepped(rows, nesterov=nesterov), [copy_of(row) for row in rows]
+    launch(wanted, update_forloop, nesterov=nesterov)
+    for a, b, before in zip(got, wanted, rows, strict=True):
+        assert_same(a, copy_of(b, "cpu"), before, exact=False)
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -306,10 +319,7 @@ def test_compensation_keeps_updates_that_bfloat16_loses():
     assert (row["param"] == 1 + 2.0**-7).all() and (row["compensation"] == 0).all()
 
 
-# ------------------------------------------------------------------------------- what is refused
-
-
-KINDS = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, INT8), (F16, F16, F32)]
+# -------------------------------------------------------------------- left alone, or not finite
 
 
 def test_keep_false_changes_nothing():
@@ -336,6 +346,15 @@ def test_a_value_that_is_not_finite_stays_in_its_place(value):
     again = check(got)[2]  # the whole block has lost its momentum by now
     assert again["momentum_scale"].isnan().tolist() == [False, True, False]
     assert again["param"][:128].isfinite().all() and again["param"][256:].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_nan_of_all_ones_does_not_carry_into_a_number():
+    rows = [row_of(130, BF16, F32, BF16), row_of(130, BF16, F32, BF16, kahan=True, seed=1)]
+    for row in rows:
+        row["grad"].view(torch.int32).fill_(0x7FFFFFFF)  # the NaN of CUDA's arithmetic
+    for row in check(rows):
+        assert row["param"].isnan().all() and row["momentum_buffer"].isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
@@ -407,8 +426,7 @@ def test_addresses_that_are_not_aligned(kind):
         moved[name] = room[1:]
     launch([moved])
     (wanted,) = stepped([row])
-    for name in TENSORS:
-        assert wanted[name] is None or moved[name].cpu().equal(wanted[name])
+    assert_same(copy_of(moved, "cpu"), wanted, row)
 
 
 # ------------------------------------------------------------------------------------ the table
@@ -425,6 +443,10 @@ def sent(monkeypatch):
 
     monkeypatch.setattr(sgd_sai_triton, "_sent", record)
     return calls
+
+
+def kept_for_graphs():
+    return list(sgd_sai_triton._read_by_graphs.values())
 
 
 def both(rows, wanted, **options):
@@ -495,6 +517,28 @@ def test_table_entered_by_kernels_is_the_one_that_is_sent():
     _, entered = sgd_sai_triton._entered(last, changed, device)
     assert entered.tolist() == [list(row) for row in zip(*changed, strict=True)]
     assert sent.tolist() == [list(row) for row in zip(*columns, strict=True)]
+
+
+def test_capture_enters_what_changed_and_leaves_the_kept_table_alone(sent, monkeypatch):
+    rows = [row_of(200, *kind, seed=i) for i, kind in enumerate(KINDS)]
+    rows, wanted = [copy_of(row) for row in rows], [copy_of(row, "cpu") for row in rows]
+    both(rows, wanted)
+    known = dict(sgd_sai_triton._tables)
+    old = [row["grad"] for row in rows]
+    with monkeypatch.context() as within:
+        within.setattr(sgd_sai_triton, "_is_capturing", lambda device: True)
+        for row, slow in zip(rows, wanted, strict=True):
+            slow["grad"] = -slow["grad"]
+            row["grad"] = slow["grad"].to(DEVICE, copy=True)
+        both(rows, wanted)
+        both(rows[:2], wanted[:2])  # not known before, so its table is the graph's own
+    assert len(sent) == 1 and list(sgd_sai_triton._tables) == list(known)
+    (table,) = known.values()
+    assert kept_for_graphs() == [table] == list(sgd_sai_triton._tables.values())
+    for row, slow, grad in zip(rows, wanted, old, strict=True):
+        row["grad"], slow["grad"] = grad, grad.cpu()
+    both(rows, wanted)
+    assert len(sent) == 1
 
 
 def test_autograd_sees_that_the_parameter_changed():

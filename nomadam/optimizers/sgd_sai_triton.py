@@ -231,7 +231,7 @@ def _table(device: torch.device, columns: list[list[int]], num_programs: int) ->
     """The table with these columns: that of the last call for the same parameters, or a new one."""
     key = (device, tuple(columns[PARAM]))
     last = _tables.pop(key, None)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    capturing = _is_capturing(device)
     table = last
     if table is None or columns != table.columns:
         make = _entered if capturing else _sent
@@ -255,6 +255,10 @@ def _table(device: torch.device, columns: list[list[int]], num_programs: int) ->
     if len(_tables) > MOST_TABLES:
         _tables.pop(next(iter(_tables)))
     return table
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _changed(last: _Table | None, columns: list[list[int]]) -> list[int]:
