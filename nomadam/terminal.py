@@ -126,8 +126,10 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
     best = _number(result.get("best_validation_loss"), 4)
     state_mb = _number(_scaled(result.get("state_bytes"), 1e-6), 2)
     per_param = _number(result.get("state_bytes_per_param"), 2)
+    accuracy = _scaled(result.get("validation_accuracy"), 100)
     values = {
         "validation loss": f"{_number(result.get('validation_loss'), 4)} (best {best})",
+        **({} if accuracy is None else {"accuracy": f"{accuracy:.2f} % (top-1)"}),
         "train loss": f"{_number(result.get('train_loss'), 4)} (mean of the last 10 steps)",
         "optimizer state": f"{state_mb} MB ({per_param} bytes a parameter)",
         "optimizer step": f"{_number(result.get('optimizer_ms'), 2)} ms",

@@ -88,8 +88,8 @@ class ViTModel:
             initializer_range=self.initializer_range,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
-            num_labels=num_classes,
         )
+        config.num_labels = num_classes
         return ViTForImageClassification(config)
 
     def loss(self, module: "torch.nn.Module", batch: "ImageBatch") -> "torch.Tensor":

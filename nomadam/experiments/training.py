@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -225,7 +225,7 @@ def _evaluate(parts: Parts, *, last: bool) -> dict[str, float]:
     batches = run.data.validation_batches(
         parts.dataset, batch_size=run.batch_size, max_batches=run.evaluation_batches
     )
-    rows, sums = 0, Counter[str]()
+    rows, sums = 0, defaultdict[str, float](float)
     parts.module.eval()
     _set_mode(parts.optimizer, "eval")
     with torch.no_grad():
@@ -243,9 +243,9 @@ def _evaluate(parts: Parts, *, last: bool) -> dict[str, float]:
         from accelerate.utils import gather_object
 
         gathered = gather_object([(rows, sums)])
-        rows, sums = sum(each for each, _ in gathered), Counter()
-        for _, part in gathered:
-            sums.update(part)
+        rows = sum(each for each, _ in gathered)
+        names = {name for _, own in gathered for name in own}
+        sums = {name: sum(own[name] for _, own in gathered) for name in sorted(names)}
     if rows == 0:
         raise ValueError("the validation data have no batch; hold out more of the data")
     return {name: total / rows for name, total in sums.items()}
@@ -253,9 +253,8 @@ def _evaluate(parts: Parts, *, last: bool) -> dict[str, float]:
 
 def _measures(model: Any, module: torch.nn.Module, batch: Any) -> Mapping[str, torch.Tensor]:
     """What a batch is evaluated by: the loss, and more where the model has more to say."""
-    if callable(measures := getattr(model, "measures", None)):
-        return measures(module, batch)
-    return {"loss": model.loss(module, batch)}
+    measures = getattr(model, "measures", None)
+    return measures(module, batch) if measures else {"loss": model.loss(module, batch)}
 
 
 def _set_mode(optimizer: Any, mode: Literal["train", "eval"]) -> None:

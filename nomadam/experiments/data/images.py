@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -250,7 +250,7 @@ def load_images(source: str, *, validation_fraction: float) -> ImageDataset:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError('the digits need scikit-learn: pip install "nomadam[lab]"') from error
-    digits = load_digits()
+    digits: Any = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, None]
     labels = digits.target.astype(np.int64)
     num_validation = round(len(labels) * validation_fraction)
