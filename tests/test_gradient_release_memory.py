@@ -10,6 +10,7 @@ from released_net import loss_of, pair
 from torch import nn
 
 from nomadam import SGDSaI
+from nomadam.experiments.resources import optimizer_state_bytes
 from nomadam.optimizers.gradient_release import release_gradients
 
 
@@ -55,6 +56,19 @@ def test_nothing_keeps_the_model_alive(removed):
     del model, optimizer, release
     gc.collect()
     assert [reference() for reference in alive] == [None] * 4
+
+
+def test_three_bytes_a_parameter_and_the_largest_block():
+    model = nn.Sequential(*(nn.Linear(128, 128) for _ in range(4))).to(torch.bfloat16)
+    seen = watch_gradients(model)
+    optimizer = SGDSaI(model.parameters(), momentum_dtype="int8")
+    release_gradients(model, optimizer)
+    for _ in range(2):
+        model(torch.randn(5, 128, dtype=torch.bfloat16)).square().sum().backward()
+    params = list(model.parameters())
+    weights = sum(p.nbytes for p in params)
+    bytes_held = weights + optimizer_state_bytes(optimizer) + max(seen)
+    assert bytes_held <= 3.1 * sum(p.numel() for p in params) + max(p.nbytes for p in params)
 
 
 def opcodes_of_a_backward(count):

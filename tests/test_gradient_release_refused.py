@@ -218,6 +218,15 @@ def test_gradients_that_are_to_be_differentiated():
     model.zero_grad()
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_gradient_without_a_graph_is_released_all_the_same():
+    model = nn.ParameterList([torch.ones(3)])
+    optimizer = SGDSaI(model.parameters(), lr=0.5, weight_decay=0.0, gain=1.0)
+    release_gradients(model, optimizer)
+    model[0].sum().backward(create_graph=True)
+    assert model[0].grad is None and model[0].eq(0.5).all()
+
+
 @pytest.mark.parametrize("fused", [None, True])
 def test_a_scaler_is_told_that_it_came_too_late(fused):
     model, optimizer = pair(fused=fused)[0]
@@ -249,6 +258,7 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching")
 def test_modules_that_exchange_gradients(process_group):
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.nn.parallel import DistributedDataParallel

@@ -162,7 +162,7 @@ class GradientRelease:
 
     def _add_param_group(self, param_group: dict[str, Any]) -> None:
         """The optimizer's own, and hooks."""
-        SGDSaI.add_param_group(self._optimizer, param_group)
+        type(self._optimizer).add_param_group(self._optimizer, param_group)
         self._watch(self._optimizer.param_groups[-1]["params"])
 
     def _watch(self, params: Iterable[Tensor]) -> None:
@@ -215,12 +215,12 @@ class GradientRelease:
     def _end(self) -> None:
         """At the end of a backward: step what holds an accumulated gradient still."""
         self._step([slot for slot in self._slots.values() if slot.param.grad is not None])
-        SGDSaI._advance(self._optimizer)
+        type(self._optimizer)._advance(self._optimizer)
         vars(self._optimizer)["_opt_called"] = True  # schedulers ask whether a step preceded theirs
         self._slots, self._plan = {}, None
 
     def _step(self, slots: list[Slot]) -> None:
-        SGDSaI._step_blocks(self._optimizer, slots, self._plan)
+        type(self._optimizer)._step_blocks(self._optimizer, slots, self._plan)
         for slot in slots:
             slot.param.grad = None
 
