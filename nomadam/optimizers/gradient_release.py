@@ -80,7 +80,7 @@ def release_gradients(model: nn.Module, optimizer: SGDSaI) -> "GradientRelease":
             a shared parameter would be stepped twice. Use ``use_reentrant=False``.
 
     Source: Lv et al., *Full Parameter Fine-tuning for Large Language Models with Limited
-    Resources*, arXiv 2306.09782, section 3.1, where it is done for SGD without momentum.
+    Resources*, arXiv 2306.09782, section 3, where it is done for SGD without momentum.
 
     Examples:
         >>> model = torch.nn.Linear(4, 1)
