@@ -15,8 +15,8 @@ constexpr int64_t BLOCK = 128;  // elements that share a scale
 // Elements converted at a time: four tiles of float32 are 4096 bytes, no two of them at the same
 // place of a page, which loads and stores would take for the same address and wait.
 constexpr int64_t TILE = 2 * BLOCK;
-constexpr int64_t CHUNK = 128 * TILE;          // elements that a thread claims at a time
-constexpr float TOP = 127 * 127;               // the square of the largest code
+constexpr int64_t CHUNK = 128 * TILE;  // elements that a thread claims at a time
+constexpr float TOP = 127 * 127;  // the square of the largest code
 constexpr uint32_t SMALLEST_SCALE = 27 << 23;  // the bits of 2^-100
 
 enum Kind : uint8_t { NONE, FLOAT32, BFLOAT16, FLOAT16, INT8 };

@@ -89,6 +89,11 @@ def cpu_fits(tensors: Sequence[Tensor | None]) -> bool:
 
     Args:
         tensors: parameter, gradient, momentum buffer, its scales and the compensation.
+
+    Examples:
+        >>> a = torch.zeros(3, 2)
+        >>> cpu_fits([a, a, a.bfloat16(), None, None]), cpu_fits([a.t(), a.t(), None, None, None])
+        (True, False)
     """
     mix = []
     for tensor in tensors:
