@@ -26,6 +26,8 @@ studies = pytest.mark.parametrize("study", STUDIES)
 @studies
 def test_every_arm_is_the_demonstration_but_for_its_precision(study):
     runs, base = getattr(low_precision, study)(), STUDIES[study]("sgd_sai")
+    if study == "vit_demo":
+        base = override(base, {"optimizer.lr": low_precision.VIT_LEARNING_RATE})
     for run in runs:
         assert set(differing_fields(base, run)) <= FIELDS
     assert set(differing_fields(base, runs[0])) == {"name"}

@@ -10,12 +10,12 @@ from nomadam.experiments.schedule import Schedule, ScheduleName
 COMPARED = ("adamw", "sgdm", "sgd_sai")
 
 # Each is the best of its row in GRID by validation loss; sgdm in EMA form, so 10 times torch's.
-LEARNING_RATES = {"adamw": 2e-3, "sgdm": 2.0, "sgd_sai": 5e-3}
+LEARNING_RATES = {"adamw": 2e-3, "sgdm": 0.5, "sgd_sai": 1e-2}
 
 # As many values for each optimizer, a factor of 2 apart.
 GRID = {
     "adamw": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    "sgdm": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "sgdm": (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0),
     "sgd_sai": (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
 }
 
