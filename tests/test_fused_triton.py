@@ -9,34 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton_cases as cases
-from triton_cases import BF16, F16, F32, INT8, copy_of, launch, row_of
+from one_pass_triton import BF16, F16, F32, INT8, TENSORS, copy_of, launch, row_of
 
 from nomadam.optimizers import sgd_sai_triton
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits
 
 pytestmark = pytest.mark.skipif(not triton_available(), reason="needs Triton")
+CASES = str(Path(__file__).with_name("triton_cases.py"))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.mark.parametrize("machine", ["interpreter", pytest.param("gpu", marks=needs_cuda)])
 def test_cases(machine):
     """Those of triton_cases.py: the interpreter has to be chosen before Triton is imported."""
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRITON_INT"))
-    }
-    environment |= {"TRITON_INTERPRET": "1"} if machine == "interpreter" else {}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment["TRITON_INTERPRET"] = "1" if machine == "interpreter" else "0"
+    options = ["-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-            cases.__file__,
-        ],
+        [sys.executable, "-m", "pytest", *options, CASES],
         cwd=Path(__file__).parents[1],
         env=environment,
         capture_output=True,
@@ -100,7 +90,6 @@ def compiled_for(monkeypatch):
         return compiled
 
     monkeypatch.setattr(sgd_sai_triton, "_tables", {})
-    monkeypatch.setattr(cases, "DEVICE", "cpu")
     return choose
 
 
@@ -191,7 +180,7 @@ def rows_on_gpu(step=7):
 
 def assert_equal(rows, wanted):
     for a, b in zip(rows, wanted, strict=True):
-        for name in cases.TENSORS:
+        for name in TENSORS:
             assert a[name] is None if b[name] is None else a[name].equal(b[name])
 
 

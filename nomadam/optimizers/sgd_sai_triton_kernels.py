@@ -89,72 +89,63 @@ def update_rows(
             return
     program = tl.program_id(0)
     row = table + tl.load(rows_of_programs + program).to(tl.int64) * COLUMNS
-    param = tl.load(row + PARAM)
-    grad = tl.load(row + GRAD)
-    momentum_buffer = tl.load(row + MOMENTUM)
-    scales = tl.load(row + SCALES)
-    compensation = tl.load(row + COMPENSATION)
     numel = tl.load(row + NUMEL)
-    kind = tl.load(row + KIND)
     begin = (program - tl.load(row + FIRST_PROGRAM)) * block
-    gain = tl.load(row + GAIN).to(tl.float64, bitcast=True)
-    first = tl.load(row + FIRST)
-    if step_tensor is not None:
-        step = tl.load(step_tensor)
-    seed, block_index = tl.load(row + SEED), tl.load(row + DRAW_BLOCK)
-    k0 = _key_word(0, seed, block_index, step)
-    k1 = _key_word(1, seed, block_index, step)
-
-    # Numbers are combined in float64 and rounded once, as a host does.
-    if lr_tensor is not None:
-        lr = tl.load(lr_tensor).to(tl.float64)
-    else:
-        lr = tl.full((), lr, tl.float64)
-    momentum = tl.full((), momentum, tl.float64)
-    decay = (1 - lr * tl.full((), weight_decay, tl.float64)).to(tl.float32)
-    rate = (-lr * gain).to(tl.float32)
-    share = (1 - momentum).to(tl.float32)
-    momentum = momentum.to(tl.float32)
-    factor = 1.0
-    if grad_scale is not None:
-        factor = tl.div_rn(1.0, tl.load(grad_scale).to(tl.float32))
-
     end = tl.minimum(begin + block, numel)
+    param, grad = tl.load(row + PARAM), tl.load(row + GRAD)
+    momentum_buffer, compensation = tl.load(row + MOMENTUM), tl.load(row + COMPENSATION)
     aligned = ((param | grad | momentum_buffer | compensation) & 15) == 0
+    first = tl.load(row + FIRST)
     one_word = (first + begin) >> 32 == (first + end - 1) >> 32
     middle = tl.where(aligned & one_word, begin + (end - begin) // tile * tile, begin)
-    scaled: tl.constexpr = grad_scale is not None
+    if step_tensor is not None:
+        step = tl.load(step_tensor)
+    k0, k1 = _key_word(0, row, step), _key_word(1, row, step)
+    numbers = _numbers(row, lr, lr_tensor, momentum, weight_decay, grad_scale)
+    kind = tl.load(row + KIND)
     for i in tl.static_range(num_kinds):
         if kind == kinds >> 9 * i & 511:
             _update_span(
-                (param, grad, momentum_buffer, scales, compensation),
+                (param, grad, momentum_buffer, tl.load(row + SCALES), compensation),
                 (numel, begin, middle, end),
-                (factor, share, momentum, decay, rate),
+                numbers,
                 (k0, k1, first),
                 kinds >> 9 * i & 511,
-                scaled,
                 flags,
                 tile,
             )
 
 
 @triton.jit
+def _numbers(row, lr, lr_tensor, momentum, weight_decay, grad_scale):
+    """Factors of a row in float32, combined in float64 and rounded once, as a host does.
+
+    Of the gradient; of lerp, both; of the parameter and of the direction.
+    """
+    if lr_tensor is not None:
+        lr = tl.load(lr_tensor).to(tl.float64)
+    else:
+        lr = tl.full((), lr, tl.float64)
+    momentum = tl.full((), momentum, tl.float64)
+    decay = 1 - lr * tl.full((), weight_decay, tl.float64)
+    rate = -lr * tl.load(row + GAIN).to(tl.float64, bitcast=True)
+    factor = tl.full((), 1, tl.float32)
+    if grad_scale is not None:
+        factor = tl.div_rn(factor, tl.load(grad_scale).to(tl.float32))
+    share, momentum = (1 - momentum).to(tl.float32), momentum.to(tl.float32)
+    return factor, share, momentum, decay.to(tl.float32), rate.to(tl.float32)
+
+
+@triton.jit
 def _update_span(
-    tensors,
-    span,
-    numbers,
-    draw,
-    kind: tl.constexpr,
-    scaled: tl.constexpr,
-    flags: tl.constexpr,
-    tile: tl.constexpr,
+    tensors, span, numbers, draw, kind: tl.constexpr, flags: tl.constexpr, tile: tl.constexpr
 ):
     """The elements of one program: whole tiles up to ``span[2]``, then with a mask."""
     for start in range(span[1], span[2], tile):
-        _update_tile(tensors, span[0], start, numbers, draw, kind, scaled, flags, True, tile)
+        _update_tile(tensors, span[0], start, numbers, draw, kind, flags, True, tile)
     # In quarters: if both loops had one shape, the compiler would lay them out alike.
     for start in range(span[2], span[3], tile // 4):
-        _update_tile(tensors, span[0], start, numbers, draw, kind, scaled, flags, False, tile // 4)
+        _update_tile(tensors, span[0], start, numbers, draw, kind, flags, False, tile // 4)
 
 
 @triton.jit
@@ -165,72 +156,52 @@ def _update_tile(
     numbers,
     draw,
     kind: tl.constexpr,
-    scaled: tl.constexpr,
     flags: tl.constexpr,
     whole: tl.constexpr,
     tile: tl.constexpr,
 ):
     """One step of ``tile`` elements from ``start`` on; ``whole``: all there, and aligned."""
-    p_kind: tl.constexpr = kind & 3
-    g_kind: tl.constexpr = kind >> 2 & 3
-    m_kind: tl.constexpr = kind >> 4 & 7
-    p_type: tl.constexpr = (
-        tl.float32 if p_kind == 0 else (tl.bfloat16 if p_kind == 1 else tl.float16)
-    )
-    g_type: tl.constexpr = (
-        tl.float32 if g_kind == 0 else (tl.bfloat16 if g_kind == 1 else tl.float16)
-    )
-    has_momentum: tl.constexpr = m_kind != NO_MOMENTUM
-    blockwise: tl.constexpr = m_kind == INT8
-    m_type: tl.constexpr = (
-        tl.float32
-        if m_kind == 0
-        else (tl.bfloat16 if m_kind == 1 else (tl.float16 if m_kind == 2 else tl.int8))
-    )
+    p_type: tl.constexpr = kind & 3
+    g_type: tl.constexpr = kind >> 2 & 3
+    m_type: tl.constexpr = kind >> 4 & 7
     compensated: tl.constexpr = kind >> 7 & 1
     stochastic: tl.constexpr = kind >> 8 & 1
-    nesterov: tl.constexpr = flags & 1
-    maximize: tl.constexpr = flags >> 1 & 1
     # As many elements a thread in every tensor, or results change threads on their way out.
-    vector: tl.constexpr = 4 if p_kind * g_kind * m_kind == 0 else 8
-    p_align: tl.constexpr = whole * vector * (4 if p_kind == 0 else 2)
-    g_align: tl.constexpr = whole * vector * (4 if g_kind == 0 else 2)
-    m_align: tl.constexpr = whole * vector * (4 if m_kind == 0 else (1 if blockwise else 2))
-    columns: tl.constexpr = SCALED_TOGETHER if blockwise else 64 * vector
+    vector: tl.constexpr = 4 if p_type * g_type * m_type == 0 else 8
+    columns: tl.constexpr = SCALED_TOGETHER if m_type == INT8 else 64 * vector
     lines = tl.arange(0, tile // columns)
     offsets = lines[:, None] * columns + tl.arange(0, columns)[None, :]
     inside = offsets < numel - start
 
-    p_at = _pointers(tensors[0], p_type, start, p_align) + offsets
-    g_at = _pointers(tensors[1], g_type, start, g_align) + offsets
+    p_at = _pointers(tensors[0], p_type, start, whole * vector) + offsets
+    g_at = _pointers(tensors[1], g_type, start, whole * vector) + offsets
     p = _load(p_at, inside, whole).to(tl.float32)
     g = _load(g_at, inside, whole).to(tl.float32)
-    if has_momentum:
-        m_at = _pointers(tensors[2], m_type, start, m_align) + offsets
+    if m_type != NO_MOMENTUM:
+        m_at = _pointers(tensors[2], m_type, start, whole * vector) + offsets
         m = _load(m_at, inside, whole).to(tl.float32)
-    if blockwise:
-        scales_at = _pointers(tensors[3], tl.float32, start // columns, 0) + lines
+    if m_type == INT8:
+        scales_at = _pointers(tensors[3], 0, start // columns, 0) + lines
         has_scale = lines * columns < numel - start
         scale = _load(scales_at, has_scale, whole)
         m = m * tl.abs(m) * tl.div_rn(scale, TOP)[:, None]
     if compensated:
-        c_at = _pointers(tensors[4], p_type, start, p_align) + offsets
+        c_at = _pointers(tensors[4], p_type, start, whole * vector) + offsets
         p += _load(c_at, inside, whole).to(tl.float32)
     bits = tl.zeros_like(offsets).to(tl.uint32)
-    if stochastic or blockwise:
+    if stochastic or m_type == INT8:
         bits = _random_bits(draw[0], draw[1], draw[2] + start, offsets, whole)
 
-    if scaled:
-        g *= numbers[0]
-    if maximize:
+    g *= numbers[0]
+    if flags & 2:
         g = -g
     d = g
-    if has_momentum:
+    if m_type != NO_MOMENTUM:
         m = _lerp(m, g, numbers[1], flags >> 2 & 1)
         d = m
-        if nesterov:
+        if flags & 1:
             d = _lerp(g, m, numbers[2], flags >> 3 & 1)
-        if blockwise:
+        if m_type == INT8:
             m, scale = _encoded(m, bits & 0xFFFF)
             _store(scales_at, scale, has_scale, whole)
         else:
@@ -247,11 +218,16 @@ def _update_tile(
 
 
 @triton.jit
-def _pointers(address, type: tl.constexpr, start, align: tl.constexpr):
-    """Where the element ``start`` of a tensor lies; ``align``: in bytes, 0 where unknown."""
-    pointer = address.to(tl.pointer_type(type))
-    if align:
-        pointer = tl.multiple_of(pointer, align)
+def _pointers(address, type: tl.constexpr, start, vector: tl.constexpr):
+    """Where the element ``start`` lies; ``vector``: how many can be moved at a time, 0 unknown."""
+    dtype: tl.constexpr = (
+        (tl.float32 if type == 0 else tl.bfloat16)
+        if type < 2
+        else (tl.float16 if type == 2 else tl.int8)
+    )
+    pointer = address.to(tl.pointer_type(dtype))
+    if vector:
+        pointer = tl.multiple_of(pointer, vector * (4 if type == 0 else (1 if type == INT8 else 2)))
     return pointer + start
 
 
@@ -299,15 +275,17 @@ def _encoded(m, half):
 
 @triton.jit
 def _rounded(values, half, type: tl.constexpr, stochastic: tl.constexpr):
-    """Float32 in a dtype of storage; bfloat16 in integers, as the interpreter cuts it off."""
-    if type == tl.bfloat16:
+    """Float32 in a dtype of storage; bfloat16 in integers, as the interpreter would cut it off."""
+    if type == 0:
+        return values
+    elif type == 2:
+        return values.to(tl.float16)
+    else:
         words = values.to(tl.uint32, bitcast=True)
         if not stochastic:
             half = 0x7FFF + (words >> 16 & 1)  # to nearest, ties to even
         words += tl.where(values == values, half, 0)  # no carry out of a NaN
         return (words >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        return values.to(type)
 
 
 @triton.jit
@@ -329,11 +307,12 @@ def _random_bits(k0, k1, start, offsets, whole: tl.constexpr):
 
 
 @triton.jit
-def _key_word(which: tl.constexpr, seed, block, step):
-    """The first (0) or second (1) word of a draw's `key`."""
+def _key_word(which: tl.constexpr, row, step):
+    """The first (0) or second (1) word of the `key` of a row's draw."""
+    seed = tl.load(row + SEED)
     h = _mixed(tl.full((), which, tl.uint32) ^ seed.to(tl.uint32))
     h = _mixed(h ^ (seed >> 32).to(tl.uint32))
-    h = _mixed(h ^ block.to(tl.uint32))
+    h = _mixed(h ^ tl.load(row + DRAW_BLOCK).to(tl.uint32))
     return _mixed(h ^ step.to(tl.uint32))
 
 
