@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench tables clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'nomadam needs Python 3.11 or newer')"
@@ -32,8 +32,10 @@ docs: .venv/installed-docs
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/step_time.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/run_all.py
+
+tables: .venv/installed
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf .venv site build *.egg-info .pytest_cache .ruff_cache

@@ -18,6 +18,7 @@ from nomadam.reports.drawing import (
     legend_height,
     plain_ticks,
     save,
+    short_count,
 )
 
 OURS, TORCHS, OTHERS = COLORS[0], COLORS[1], "#8c959f"
@@ -56,6 +57,10 @@ def _saved(draw: Callable[[Any], None], folder: Path, name: str, height: float) 
     return folder / f"{name}.png"
 
 
+def _count(value: float) -> str:
+    return short_count(value, value).replace("M", " M").replace("G", " B")
+
+
 def _color(label: str) -> str:
     if label.startswith("SGDSaI,"):
         return OURS
@@ -63,33 +68,31 @@ def _color(label: str) -> str:
 
 
 def _ratios(found: Mapping[str, Any], model: str, folder: Path, name: str) -> Path:
-    rows = sorted(found["rows"].values(), key=lambda row: row["ratio"]["median"])
+    rows = [row for row in found["rows"].values() if row["ratio"]]
+    rows.sort(key=lambda row: row["ratio"]["median"])
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        most = max(row["ratio"]["median"] for row in rows)
-        least = min(row["ratio"]["median"] for row in rows)
-        low = min(0.3, least / 1.5)
+        most = max(row["ratio"]["q3"] for row in rows)
+        low = min(0.5, min(row["ratio"]["q1"] for row in rows) / 1.3)
         for place, row in enumerate(rows):
             ratio = row["ratio"]
-            axes.barh(
-                place, ratio["median"] - low, left=low, color=_color(row["label"]), height=0.7
-            )
-            axes.plot([ratio["q1"], ratio["q3"]], [place, place], color=INK, linewidth=1.2)
-            end = max(ratio["median"], ratio["q3"]) * 1.06
-            text = f"{ratio['median']:.2f} · {row['step_ms']['median']:.0f} ms"
-            axes.text(end, place, text, va="center", fontsize=8.5, color=QUIET)
+            width = ratio["median"] - low
+            axes.barh(place, width, left=low, color=_color(row["label"]), height=0.42)
+            axes.plot([ratio["q1"], ratio["q3"]], [place, place], color=INK, linewidth=1.4)
+            # Above its bar: no bar is too short or too long for its words.
+            words = f"{row['label']}: {ratio['median']:.2f}, {row['step_ms']['median']:.0f} ms"
+            axes.text(low * 1.01, place - 0.27, words, va="bottom", fontsize=8.5, color=INK)
         axes.set_xscale("log")
-        axes.set_xlim(low, most * 6)
-        axes.axvline(1.0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8.5)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(low, most * 1.2)
+        axes.axvline(1.0, color=QUIET, linewidth=0.8, zorder=0)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.6, -0.9)
         axes.set_xlabel(f"step / torch SGD fused, {LABELS[model]}")
         axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
         plain_ticks(axes.xaxis)
 
-    return _saved(draw, folder, name, 1.0 + 0.27 * len(rows))
+    return _saved(draw, folder, name, 0.7 + 0.4 * len(rows))
 
 
 def _growth(
@@ -98,6 +101,8 @@ def _growth(
     labels = {row["name"]: row["label"] for row in rows}
 
     def draw(figure: Any) -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator
+
         axes = figure.subplots()
         for index, each in enumerate(labels):
             own = sorted((row[across], row["step_ms"]) for row in rows if row["name"] == each)
@@ -114,7 +119,11 @@ def _growth(
         axes.set_yscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("step, ms")
-        plain_ticks(axes.xaxis)
+        axes.set_xlim(
+            min(row[across] for row in rows) / 1.3, max(row[across] for row in rows) * 1.4
+        )
+        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
         plain_ticks(axes.yaxis)
         legend_above(figure, *axes.get_legend_handles_labels())
 

@@ -11,11 +11,20 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("step_time.py", "first_step.py", "memory.py", "scaling.py", "cold_start.py")
+SCRIPTS = (
+    "step_time.py",
+    "first_step.py",
+    "memory.py",
+    "gradient_release.py",
+    "scaling.py",
+    "cold_start.py",
+)
+SMALL_GPT2 = ["--layers", "1", "--width", "64", "--vocabulary", "512", "--tokens", "16"]
 QUICK = {
     "step_time.py": ["--shapes", "tiny", "--rounds", "3"],
     "first_step.py": ["--shapes", "tiny", "--repeats", "2"],
     "memory.py": ["--shapes", "tiny"],
+    "gradient_release.py": [*SMALL_GPT2, "--steps", "1"],
     "scaling.py": ["--largest", "1e6", "--rounds", "3"],
     "cold_start.py": ["--repeats", "1", "--optimizers", "torch_sgd_fused", "sgd_sai_fused"],
 }

@@ -42,10 +42,6 @@ README_ROWS = (
     "sgd_sai_int8_momentum",
     "sgd_sai_bf16_int8",
 )
-NOT_MEASURED = (
-    "No GPU was at hand: not measured. On a machine with one, `make bench` measures all of this "
-    "there, and `make tables` puts it here."
-)
 
 
 def read_results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -80,7 +76,7 @@ def milliseconds(value: float) -> str:
 def source(result: Mapping[str, Any]) -> str:
     """Where a table's numbers come from: machine, versions, date, file."""
     env = result["environment"]
-    threads = f", {env['threads']} threads" if env["device"] == "cpu" else ""
+    threads = f", torch threads: {env['threads']}" if env["device"] == "cpu" else ""
     return (
         f"{env['device_name']}{threads}, torch {env['torch']}, {result['date']}; "
         f"`benchmarks/results/{result['file']}`"
@@ -91,25 +87,25 @@ def each_device(results: Results, what: str, text: Callable[[Mapping[str, Any]],
     """A text for each device that has results, and a line for CUDA if it has none."""
     parts = [text(results[what, device]) for device in DEVICES if (what, device) in results]
     if (what, "cuda") not in results:
-        parts.append(f"CUDA: {NOT_MEASURED[0].lower()}{NOT_MEASURED[1:]}")
+        parts.append("CUDA: not measured, for no GPU was at hand; `make bench` on one does.")
     return "\n\n".join(parts)
 
 
 def step_time_rows(found: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
     """A line for each optimizer, the fastest first; those of nomadam bold."""
     lines = []
-    for row in sorted(found["rows"].values(), key=lambda row: row["ratio"]["median"]):
+    for row in sorted(found["rows"].values(), key=lambda row: row["step_ms"]["median"]):
         if names is not None and row["name"] not in names:
             continue
         ratio, share = row["ratio"], row["share_of_copy"]
-        spread = f"{ratio['median']:.2f} ({ratio['q1']:.2f}–{ratio['q3']:.2f})"
+        spread = f"{ratio['median']:.2f} ({ratio['q1']:.2f}–{ratio['q3']:.2f})" if ratio else "–"
         lines.append(
             [
                 f"**{row['label']}**" if row["label"].startswith("SGDSaI,") else row["label"],
                 row["weights"],
                 number(row["state_bytes_per_param"]),
                 milliseconds(row["step_ms"]["median"]),
-                f"{ratio['median']:.2f}" if row["name"] == "torch_sgd_fused" else spread,
+                "1" if row["name"] == "torch_sgd_fused" else spread,
                 "–" if share is None else f"{share:.0%}",
             ]
         )
@@ -234,6 +230,27 @@ def memory(results: Results) -> str:
     return each_device(results, "memory", text)
 
 
+def gradient_release(results: Results) -> str:
+    """A training step's peak, with gradient release and without."""
+
+    def text(result: Mapping[str, Any]) -> str:
+        lines = []
+        for name, row in result["rows"].items():
+            cells = [row[key] for key in ("weights", "state", "extra_live", "extra")]
+            lines.append([name, *map(number, cells), milliseconds(row["step_ms"])])
+        shape = result["shape"]
+        heads = ["bytes a parameter", "weights", "state", "peak beside them, tensors"]
+        heads += ["peak beside them, process", "forward, backward and step, ms"]
+        block = next(iter(result["rows"].values()))["largest_block"]
+        return (
+            f"{table(heads, lines)}\n\nGPT-2 of {shape['layers']} layers, width {shape['width']}, "
+            f"one row of {shape['tokens']} tokens; its largest block is {block:.2f} bytes a "
+            f"parameter in float32; {source(result)}."
+        )
+
+    return each_device(results, "gradient_release", text)
+
+
 def paper(results: Results) -> str:
     """Our state, from shapes, beside the paper's; and our times where a GPU was measured."""
     result = results["memory", "cpu"] if ("memory", "cpu") in results else results["memory", "cuda"]
@@ -267,7 +284,7 @@ def _paper_times(results: Results, published: Mapping[str, Any]) -> str:
     where = (
         f"Ours: foreach, {source(results['step_time', 'cuda'])}."
         if shapes
-        else f"Ours: {NOT_MEASURED[0].lower()}{NOT_MEASURED[1:]}"
+        else "Ours: not measured, for no GPU was at hand."
     )
     return f"{table(heads, lines)}\n\n{where}"
 
@@ -306,6 +323,7 @@ SECTIONS: Mapping[str, Callable[[Results], str]] = MappingProxyType(
         "first_step": first_step,
         "cold_start": cold_start,
         "memory": memory,
+        "gradient_release": gradient_release,
         "paper": paper,
         "growth": growth,
     }

@@ -111,16 +111,16 @@ def show_step_times(found: Mapping[str, Any]) -> None:
     heads = ["optimizer", "weights", "state\nB/param", "step ms", "/ torch SGD\nfused"]
     heads += ["quartiles", "share of\ncopy"]
     lines = []
-    for row in sorted(found["rows"].values(), key=lambda row: row["ratio"]["median"]):
+    for row in sorted(found["rows"].values(), key=lambda row: row["step_ms"]["median"]):
         ratio, share = row["ratio"], row["share_of_copy"]
+        ratios = [f"{ratio['median']:.2f}", f"{ratio['q1']:.2f}-{ratio['q3']:.2f}"] if ratio else []
         lines.append(
             [
                 row["label"],
                 row["weights"],
                 f"{row['state_bytes_per_param']:.2f}",
                 f"{row['step_ms']['median']:.2f}",
-                f"{ratio['median']:.2f}",
-                f"{ratio['q1']:.2f}-{ratio['q3']:.2f}",
+                *(ratios or [terminal.NONE] * 2),
                 terminal.NONE if share is None else f"{share:.0%}",
             ]
         )

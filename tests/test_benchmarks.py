@@ -48,11 +48,11 @@ def test_every_picture_of_the_page_is_there():
 
 def test_only_what_is_between_markers_is_made_anew(script, results):
     tables = script("tables")
-    text = "before\n<!-- begin goals -->\nold | old\n<!-- end goals -->\nafter <!-- note -->\n"
+    text = "before\n<!-- begin goals -->\nwas | here\n<!-- end goals -->\nafter <!-- note -->\n"
     filled = tables.filled(text, results)
     assert filled.startswith("before\n<!-- begin goals -->\n| ")
     assert filled.endswith("|\n<!-- end goals -->\nafter <!-- note -->\n")
-    assert "old" not in filled and tables.filled(filled, results) == filled
+    assert "was | here" not in filled and tables.filled(filled, results) == filled
     with pytest.raises(KeyError, match="nothing"):
         tables.filled("<!-- begin nothing -->\n<!-- end nothing -->", results)
 

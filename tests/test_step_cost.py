@@ -18,6 +18,7 @@ from nomadam.experiments.cost.models import LABELS, MODELS, equal, in_memory, on
 from nomadam.experiments.cost.published import PAPER, state_table
 from nomadam.experiments.cost.scaling import measure_growth
 from nomadam.experiments.cost.timing import in_turn, measure_steps, quartiles, row_of
+from nomadam.profile_command import show_step_times
 
 CPU = torch.device("cpu")
 OWN = [name for name in CONTENDERS if name.startswith("sgd_sai_")]
@@ -92,18 +93,36 @@ def test_unknown_contenders_are_refused_by_name():
     assert choose()[0].name == REFERENCE
 
 
-@pytest.mark.parametrize("gib", [0, 4, 6, 8, 12, 100, None])
+@pytest.mark.parametrize("gib", [0, 1, 2, 3, 4, 6, 8, 12, 100, None])
 def test_sessions_fit_and_hold_everyone_or_say_who_does_not(gib):
     contenders, numel = choose(), 10**8 * 3
     available = None if gib is None else gib * 2**30
     sessions, skipped = sessions_that_fit(numel, contenders, available)
-    held = [each.name for session in sessions for each in session[1:]]
-    assert sorted([*held, *skipped, *([REFERENCE] if sessions else [])]) == sorted(CONTENDERS)
+    groups = [{each.name for each in session} for session in sessions]
+    held = [name for group in groups for name in group - {REFERENCE}]
+    others = set(CONTENDERS) - {REFERENCE}
+    assert sorted(held) == sorted(others - set(skipped))
+    assert (REFERENCE in skipped) == (not any(REFERENCE in group for group in groups))
+    room = float("inf") if available is None else 0.9 * available
     for session in sessions:
-        assert session[0].name == REFERENCE
-        assert available is None or predicted_bytes(numel, session) <= 0.9 * available
-    assert all("GiB" in reason for reason in skipped.values())
-    assert bool(sessions) == (gib is None or gib > 5)
+        assert predicted_bytes(numel, session) <= room
+        if REFERENCE not in {each.name for each in session}:
+            assert all(predicted_bytes(numel, [contenders[0], each]) > room for each in session)
+    for name, reason in skipped.items():
+        assert "GiB" in reason and predicted_bytes(numel, [CONTENDERS[name]]) > room
+    # Of bfloat16 weights with 8-bit momentum more fits than of anything else.
+    if gib == 3:
+        assert held and REFERENCE in skipped and "sgd_sai_bf16_int8" in held
+
+
+def test_what_fits_without_the_reference_only_has_no_ratio(monkeypatch):
+    contenders = choose(["sgd_sai_bf16_int8"])
+    alone = ([contenders[1:]], {REFERENCE: "needs 25 GiB, 19 GiB can be taken"})
+    monkeypatch.setattr(timing, "sessions_that_fit", lambda *args: alone)
+    found = measure_steps(MODELS["tiny"], contenders, CPU, rounds=2)
+    row = found["rows"]["sgd_sai_bf16_int8"]
+    assert row["ratio"] is None and row["share_of_copy"] > 0 and REFERENCE in found["skipped"]
+    show_step_times(found)
 
 
 def test_everyone_steps_in_turn_and_not_always_after_the_same():
@@ -153,7 +172,7 @@ def test_steps_are_measured_and_who_can_not_run_is_skipped_by_name():
 
 
 def test_what_memory_does_not_hold_is_skipped_before_anything_is_made(monkeypatch):
-    monkeypatch.setattr(timing, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(timing, "available_bytes", lambda device: 2**34)
     monkeypatch.setattr(timing, "in_memory", lambda *args: pytest.fail("made tensors"))
     found = measure_steps(MODELS["llama2_7b"], choose(), CPU)
     assert set(found["skipped"]) == set(CONTENDERS)
@@ -251,7 +270,9 @@ def test_the_state_of_the_papers_models_is_exact():
     assert llama["adamw"] == 2 * llama["sgd_sai"]
     assert llama["sgd_sai, bf16 momentum"] == 2 * 6738415616
     assert 1.03 <= llama["sgd_sai, int8 momentum"] / 6738415616 <= 1.07
-    # The paper's numbers, in units of 2^30 bytes, are those of its shapes to a few percent.
+    # The paper's numbers, in units of 2^30 bytes, are those of its shapes to a few percent; its
+    # Adam-mini keeps more.
     for model, columns in PAPER.items():
         for name, (published, _) in columns.items():
-            assert states[model][name] / 2**30 == pytest.approx(published, rel=0.09, abs=0.006)
+            near = 0.12 if name == "adam_mini" else 0.04
+            assert states[model][name] / 2**30 == pytest.approx(published, rel=near, abs=0.006)

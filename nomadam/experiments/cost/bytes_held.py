@@ -49,40 +49,45 @@ def predicted_bytes(numel: int, contenders: Sequence[Contender]) -> int:
 def sessions_that_fit(
     numel: int, contenders: Sequence[Contender], available: int | None
 ) -> tuple[list[list[Contender]], dict[str, str]]:
-    """Splits the contenders into as few sessions as memory allows, each with the first of them.
+    """Splits the contenders into as few sessions as memory allows.
 
     Args:
         numel: number of parameters.
-        contenders: the reference first.
+        contenders: the reference first, which begins every session that has room for it.
         available: bytes; None counts as no limit.
 
     Returns:
-        The sessions, and the reason by name for each contender that fits in none.
+        The sessions, those without the reference last, and the reason by name for each contender
+        that does not even fit alone.
     """
-    reference, *others = contenders
     room = float("inf") if available is None else 0.9 * available
-    sessions: list[list[Contender]] = []
-    skipped = {}
 
-    def too_large(group: list[Contender]) -> str | None:
-        needed = predicted_bytes(numel, group)
-        if needed <= room:
-            return None
-        return (
-            f"needs {needed / 2**30:.1f} GiB beside the reference, {room / 2**30:.1f} GiB can be "
-            "taken"
-        )
+    def fit(group: list[Contender]) -> bool:
+        return predicted_bytes(numel, group) <= room
 
-    if reason := too_large([reference]):
-        return [], {each.name: reason for each in contenders}
-    for each in others:
-        if reason := too_large([reference, each]):
-            skipped[each.name] = reason
-        elif sessions and too_large([*sessions[-1], each]) is None:
-            sessions[-1].append(each)
-        else:
-            sessions.append([reference, each])
-    return sessions or [[reference]], skipped
+    def pack(base: list[Contender], others: Sequence[Contender]) -> list[list[Contender]]:
+        packed: list[list[Contender]] = []
+        for each in others:
+            if packed and fit([*packed[-1], each]):
+                packed[-1].append(each)
+            else:
+                packed.append([*base, each])
+        return packed
+
+    reference, *others = contenders
+    beside = [each for each in others if fit([reference, each])]
+    alone = [each for each in others if each not in beside and fit([each])]
+    sessions = pack([reference], beside) + pack([], alone)
+    if fit([reference]) and not beside:
+        sessions.insert(0, [reference])
+    held = {each.name for session in sessions for each in session}
+    reason = "needs {:.1f} GiB, {:.1f} GiB can be taken"
+    skipped = {
+        each.name: reason.format(predicted_bytes(numel, [each]) / 2**30, room / 2**30)
+        for each in contenders
+        if each.name not in held
+    }
+    return sessions, skipped
 
 
 def state_bytes(optimizer: Optimizer) -> int:

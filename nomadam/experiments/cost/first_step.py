@@ -45,13 +45,14 @@ def measure_first_steps(
     """
     with torch.device("meta"):
         numel = make().numel
-    fitting, skipped = [], {}
-    for each in contenders:
-        sessions, too_large = sessions_that_fit(numel, [each], available_bytes(device))
-        skipped |= too_large
-        fitting += [each] if sessions else []
+    sessions, skipped = sessions_that_fit(numel, contenders, available_bytes(device))
     if REFERENCE in skipped:
         return {"rows": {}, "skipped": skipped}
+    beside = {each.name for session in sessions if session[0].name == REFERENCE for each in session}
+    fitting = [each for each in contenders if each.name in beside]
+    for each in contenders:
+        if each.name not in beside | set(skipped):
+            skipped[each.name] = "does not fit in memory beside the reference"
     modules = {kind: in_memory(make, device, kind) for kind in {c.weights for c in fitting}}
     records: dict[str, list[dict[str, float]]] = {}
     for each in fitting:

@@ -46,7 +46,8 @@ def measure_steps(
 
     Args:
         make: one of `nomadam.experiments.cost.models.MODELS`.
-        contenders: the first is the one that ratios are taken to, and is in every session.
+        contenders: the first is the one that ratios are taken to; it is in every session that has
+            memory for it, and what fits only without it has no ratio.
         device: where to measure.
         rounds: how often each is stepped, after two steps that do not count.
         seconds: a slower contender is stepped fewer times: about so long, but 2 times at least.
@@ -105,8 +106,10 @@ def _measure_session(
             optimizers[each.name] = made
             turns[each.name] = min(rounds, max(2, int(seconds * 1e3 / second)))
             tell(f"{each.name}: {second:.2f} ms, {turns[each.name]} rounds")
-    if REFERENCE not in optimizers:
+    if REFERENCE in failed:
         raise RuntimeError(f"{REFERENCE}: {failed[REFERENCE]}")
+    if not optimizers:
+        return {}, failed, []
     source, target = copy_buffers(device)
     steps = {name: partial(step_ms, made, device) for name, made in optimizers.items()}
     steps[COPY] = partial(copy_ms, source, target, device)
@@ -139,11 +142,13 @@ def row_of(
 
     Returns:
         ``name``, ``label``, ``weights`` and ``state`` (dtypes), ``step_ms`` and ``ratio`` (to the
-        reference) as median, q1 and q3, ``state_bytes_per_param``, and ``bytes_moved``: weights
-        and state read and written and the gradient read, None where that is not what the step has
-        to do; ``share_of_copy`` None; ``rounds_ms``, the times themselves, from the first round on.
+        reference, None without it) as median, q1 and q3, ``state_bytes_per_param``, and
+        ``bytes_moved``: weights and state read and written and the gradient read, None where that
+        is not what the step has to do; ``share_of_copy`` None; ``rounds_ms``, the times
+        themselves, from the first round on.
     """
     own = [each for each in times if contender.name in each]
+    ratios = [each[contender.name] / each[REFERENCE] for each in own if REFERENCE in each]
     held = state_bytes(optimizer)
     moved = 3 * module.numel * contender.weights.itemsize + 2 * held
     return {
@@ -152,7 +157,7 @@ def row_of(
         "weights": str(contender.weights).removeprefix("torch."),
         "state": contender.state,
         "step_ms": quartiles([each[contender.name] for each in own]),
-        "ratio": quartiles([each[contender.name] / each[REFERENCE] for each in own]),
+        "ratio": quartiles(ratios) if ratios else None,
         "state_bytes_per_param": held / module.numel,
         "bytes_moved": moved if contender.one_pass else None,
         "share_of_copy": None,
