@@ -3,10 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomadam.optimizers.gradient_release import release_gradients
     from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
     from nomadam.optimizers.sgd_sai import SGDSaI
 
-__all__ = ["SGDSaI", "decay_groups", "describe_groups", "scaled_param_groups"]
+__all__ = [
+    "SGDSaI",
+    "decay_groups",
+    "describe_groups",
+    "release_gradients",
+    "scaled_param_groups",
+]
 __version__ = "0.1.0"
 
 
@@ -14,9 +21,10 @@ def __getattr__(name: str) -> Any:
     """Loads a public name, and torch with it, when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nomadam.optimizers import param_groups, sgd_sai
+    from nomadam.optimizers import gradient_release, param_groups, sgd_sai
 
-    value = getattr(sgd_sai if name == "SGDSaI" else param_groups, name)
+    homes = {"SGDSaI": sgd_sai, "release_gradients": gradient_release}
+    value = getattr(homes.get(name, param_groups), name)
     globals()[name] = value
     return value
 
