@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nomadam.optimizers import cpp_library
-from nomadam.optimizers.cpp_library import COMPILERS, NoCompilerError, load_cpp
+from nomadam.numerics import cpp_library
+from nomadam.numerics.cpp_library import COMPILERS, NoCompilerError, load_cpp
 
 REAL = next((path for path in map(shutil.which, COMPILERS) if path), None)
 pytestmark = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def compiler(tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 from pathlib import Path
-from nomadam.optimizers.cpp_library import load_cpp
+from nomadam.numerics.cpp_library import load_cpp
 print(load_cpp(Path(sys.argv[1]), Path(sys.argv[2])).answer())
 """
 

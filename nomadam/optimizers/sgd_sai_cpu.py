@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from nomadam.numerics.blockwise import num_scales
+from nomadam.numerics.cpp_library import NoCompilerError, load_cpp
 from nomadam.numerics.rounding import Draw
-from nomadam.optimizers.cpp_library import NoCompilerError, load_cpp
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Laid out as `Row` and `Options` there.
