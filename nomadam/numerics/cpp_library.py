@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -45,6 +46,19 @@ def load_cpp(source: Path, folder: Path | None = None) -> ctypes.CDLL:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
             reasons.append(f"{' '.join(command)}: {said or error}")
     raise NoCompilerError("; ".join(reasons) or f"none of {', '.join(COMPILERS)} was found")
+
+
+@functools.cache
+def torch_fork() -> int | None:
+    """The address of ``GOMP_parallel`` in the OpenMP that torch has loaded; None without OpenMP.
+
+    Whichever OpenMP torch came with has this entry point, so that no second pool of threads is
+    made.
+    """
+    import torch
+
+    fork = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    return fork and ctypes.cast(fork, ctypes.c_void_p).value
 
 
 def _commands() -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from nomadam.numerics.blockwise import num_scales
-from nomadam.numerics.cpp_library import NoCompilerError, load_cpp
+from nomadam.numerics.cpp_library import NoCompilerError, load_cpp, torch_fork
 from nomadam.numerics.rounding import Draw
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -70,9 +70,7 @@ def _kernel_or_reason() -> Kernel | str:
         return str(error)
     step.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p] + [ctypes.c_void_p] * 2
     step.restype = None
-    # Whichever OpenMP torch came with has this entry point, so that no second pool is made.
-    fork = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    return Kernel(step, fork and ctypes.cast(fork, ctypes.c_void_p).value)
+    return Kernel(step, torch_fork())
 
 
 @functools.cache
