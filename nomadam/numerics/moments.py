@@ -7,7 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nomadam.numerics.moments_cpu import PLAIN, cpu_measures, raw_moments_cpu
 from nomadam.numerics.slices import slices
+
+# Elements together from which the compiled loop is taken: with fewer, what it saves is far less
+# than a second, which is what compiling takes. Of the tensors alone, and not of whether the loop
+# is there by now, so that the same gradients have the same moments at any time in a process.
+SMALLEST_COMPILED = 10_000_000
+# Largest magnitudes whose squares, and sums of very many of them, float32 holds in full precision.
+SMALLEST_SQUARED, LARGEST_SQUARED = 1e-15, 1e14
 
 
 class Moments(NamedTuple):
@@ -57,10 +65,14 @@ def gsnr(moments: Moments, eps: float = 0.0) -> float:
 
 
 def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
-    """Measures every tensor, with one host synchronisation for each device.
+    """Measures every tensor, with one host synchronisation for each device, or two.
 
-    Each tensor is divided by its largest magnitude before anything is squared, so that no scale
-    over- or underflows, and is taken in slices, so that little memory is needed.
+    Tensors on the CPU that together are large are read once by a compiled loop in float64, where a
+    C++ compiler is found. On CUDA norms and sums do, except for a tensor in float64, of extreme
+    scale, or whose deviation would be lost in the difference: that takes the second
+    synchronisation. It and all others are divided by their largest magnitude before anything is
+    squared, so that no scale over- or underflows, and are taken in slices, so that little memory is
+    needed.
 
     Args:
         tensors: real tensors of any floating dtype, shape and stride, none of them empty.
@@ -73,6 +85,84 @@ def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
         >>> moments([torch.tensor([2.0, -2.0])])
         [Moments(count=2, largest=2.0, norm=1.41421..., std=1.41421...)]
     """
+    found: dict[int, Moments] = {}
+    on_cpu = [i for i, tensor in enumerate(tensors) if cpu_measures(tensor)]
+    if sum(tensors[i].numel() for i in on_cpu) >= SMALLEST_COMPILED:
+        found |= zip(on_cpu, moments_in_one_read([tensors[i] for i in on_cpu]), strict=False)
+    on_cuda = [i for i, tensor in enumerate(tensors) if _is_cuda(tensor)]
+    by_norms = moments_by_norms([tensors[i] for i in on_cuda])
+    found |= {i: known for i, known in zip(on_cuda, by_norms, strict=True) if known is not None}
+    rest = [i for i in range(len(tensors)) if i not in found]
+    found |= zip(rest, moments_in_slices([tensors[i] for i in rest], limit), strict=True)
+    return [found[i] for i in range(len(tensors))]
+
+
+def _is_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def moments_in_one_read(tensors: Sequence[Tensor]) -> list[Moments]:
+    """Moments by the compiled loop, of tensors each of which `cpu_measures`.
+
+    Returns:
+        one record for each tensor; none at all without a working C++ compiler.
+    """
+    raw = raw_moments_cpu(tensors) or []
+    return [_scaled(tensor.numel(), *each) for tensor, each in zip(tensors, raw, strict=False)]
+
+
+def moments_by_norms(tensors: Sequence[Tensor]) -> list[Moments | None]:
+    """Moments by Σ(x - mean)² = ‖x‖² - n·mean², with few kernels and without temporaries.
+
+    One host synchronisation for each device. As good as the reductions in float32, whose error is
+    a few roundings where many threads share the elements, as on CUDA, and grows with their number
+    on the CPU.
+
+    Returns:
+        one record for each tensor; None where float32 may not hold its square or n·mean² is above
+        half of ‖x‖²: elsewhere the difference has a few times the relative error of its terms.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if type(tensor) in PLAIN and tensor.dtype != torch.float64:
+            alike.setdefault((tensor.device, tensor.dtype), []).append(i)
+    measured: list[Tensor] = []
+    for indices in alike.values():
+        group = [tensors[i] for i in indices]
+        measured.append(torch.stack(torch._foreach_norm(group, math.inf)))
+        measured.append(torch.stack(torch._foreach_norm(group, 2, dtype=torch.float32)))
+        measured.append(torch.stack([tensor.sum(dtype=torch.float32) for tensor in group]))
+    numbers = iter(to_host(measured))
+    found: list[Moments | None] = [None] * len(tensors)
+    for indices in alike.values():
+        for i, *each in zip(indices, next(numbers), next(numbers), next(numbers), strict=True):
+            found[i] = _from_norms(tensors[i].numel(), *each)
+    return found
+
+
+def _from_norms(count: int, largest: float, norm: float, total: float) -> Moments | None:
+    if count == 1 or not 0.0 < largest < math.inf:
+        return _scaled(count, largest, largest, 0.0)
+    of_mean = total**2 / count
+    safe = SMALLEST_SQUARED <= largest <= LARGEST_SQUARED and of_mean <= 0.5 * norm**2 < math.inf
+    return _scaled(count, largest, total / count, norm**2 - of_mean) if safe else None
+
+
+def _scaled(count: int, largest: float, mean: float, deviations: float) -> Moments:
+    """The record of a tensor whose mean and squared deviations are in its own units."""
+    if not 0.0 < largest < math.inf:
+        return Moments(count, largest, math.nan, math.nan)
+    return _record(count, largest, mean / largest, deviations / largest**2)
+
+
+def _record(count: int, largest: float, mean: float, deviations: float) -> Moments:
+    """The record of a tensor whose mean and squared deviations are in units of its largest."""
+    std = math.sqrt(deviations / (count - 1)) if count > 1 else 0.0
+    return Moments(count, largest, math.sqrt(deviations + count * mean**2), std)
+
+
+def moments_in_slices(tensors: Sequence[Tensor], limit: int) -> list[Moments]:
+    """Moments of any tensors, on any device; for the arguments see `moments`."""
     sizes: list[list[int]] = []
     measured: list[Tensor] = []
     for tensor in tensors:
@@ -101,8 +191,7 @@ def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -
         n * (variance + (part_mean - mean) ** 2)
         for n, (variance, part_mean) in zip(sizes, parts, strict=True)
     )
-    std = math.sqrt(deviations / (count - 1)) if count > 1 else 0.0
-    return Moments(count, largest, math.sqrt(deviations + count * mean**2), std)
+    return _record(count, largest, mean, deviations)
 
 
 def to_host(vectors: Sequence[Tensor]) -> list[list[float]]:
