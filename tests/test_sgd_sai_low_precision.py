@@ -334,13 +334,17 @@ def test_compiled_is_eager(options):
         eager.step()
         step()
     # A traced step multiplies lr and gain in another order: an element in a thousand comes to lie
-    # on the other side of its random threshold, and the last bits of a compensation are others.
+    # on the other side of its random threshold, and the last bits of a compensation are others. In
+    # 8 bits its first step goes along the gradient as it was stored, not as it was.
     expected, found = tensors(eager, one), tensors(compiled, other)
+    in_8_bits = options.get("momentum_dtype") == "int8"
     for name, tensor in expected.items():
         if name.endswith("compensation"):
             block = name.removesuffix(" compensation")
             sums = [of[name].double() + of[block].double() for of in (expected, found)]
             torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-4)
+        elif in_8_bits and tensor.dtype != torch.int8:
+            torch.testing.assert_close(found[name], tensor, rtol=2e-2, atol=2e-2)
         else:
             differs = found[name] != tensor
             assert differs.float().sum() <= 1e-2 * tensor.numel() + 1, name

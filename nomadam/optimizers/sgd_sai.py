@@ -272,7 +272,12 @@ class SGDSaI(Optimizer):
         params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
         limit = max(2**15, sum(param.numel() for param in params) // 1000)
-        return slots, Plan(limit, one_pass_pays(self.param_groups))
+        return slots, Plan(
+            limit,
+            one_pass=one_pass_pays(self.param_groups),
+            skips=any(group["skip_nonfinite"] for group in self.param_groups),
+            normalizes=any(group["normalize"] for group in self.param_groups),
+        )
 
     def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> None:
         """A step of these blocks, as far as they hold a gradient, and of no others."""
@@ -305,29 +310,40 @@ class SGDSaI(Optimizer):
         draws: dict[int, Draw] = {}
         for i, mine in groups.items():
             draws |= draws_of(mine, paths[i] is update_fused, compiling)
-        keep = self._whether_to_keep(blocks)
+        keep = self._whether_to_keep(blocks, plan.skips)
         grad_scale = getattr(self, "grad_scale", None)  # set by torch's GradScaler, as found_inf is
         waiting = [block for block in blocks if block.starts and block.grad.numel()]
-        untouched = begin(waiting, draws, keep, grad_scale, plan.limit) if waiting else set()
-        if untouched is None:
-            return []
-        self._settle_largest_gain()
+        starts = begin(waiting, keep, grad_scale, plan.limit) if waiting else {}
+        if plan.normalizes:
+            self._settle_largest_gain()
         work = []
         for i, mine in groups.items():
             group = mine[0].slot.group
-            mine = [block for block in mine if block.slot.index not in untouched]
-            arguments = columns_of(mine, draws, divisor(group), compiling)
-            arguments |= {k: group[k] for k in ("momentum", "weight_decay", "nesterov", "maximize")}
-            arguments |= {"lr": learning_rate(group, compiling), "keep": keep}
+            shared = {k: group[k] for k in ("weight_decay", "nesterov", "maximize")}
+            shared |= {"lr": learning_rate(group, compiling), "keep": keep}
             whole = compiling or group["differentiable"]
-            arguments |= {"grad_scale": grad_scale, "limit": None if whole else plan.limit}
-            work.append((paths[i], arguments))
+            shared |= {"grad_scale": grad_scale, "limit": None if whole else plan.limit}
+            goes_on = [b for b in mine if starts.get(b.slot.index) is None]
+            begins = [b for b in mine if starts.get(b.slot.index)]
+            # A momentum that begins keeps nothing of the zeros that it is made of.
+            from_zero = shared | {"momentum": 0.0}
+            if compiling and begins:  # at once, for the graph to be that of all later steps
+                columns = columns_of(begins, draws, 1.0, compiling=False)
+                update_forloop(**columns, **(from_zero | {"lr": 0.0, "weight_decay": 0.0}))
+                goes_on, begins = sorted(goes_on + begins, key=lambda b: b.slot.index), []
+            for some, options in (
+                (goes_on, shared | {"momentum": group["momentum"]}),
+                (begins, from_zero),
+            ):
+                if some:
+                    columns = columns_of(some, draws, divisor(group), compiling)
+                    work.append((paths[i], columns | options))
         return work
 
-    def _whether_to_keep(self, blocks: Sequence[Block]) -> Tensor | None:
+    def _whether_to_keep(self, blocks: Sequence[Block], skips: bool) -> Tensor | None:
         """Whether this step is to change anything, on the device, where that is in question."""
         keep, found_inf = None, getattr(self, "found_inf", None)
-        if any(group["skip_nonfinite"] for group in self.param_groups):
+        if skips:
             keep = count_skipped([block.grad for block in blocks], self.param_groups[0])
         if found_inf is not None:
             finite = found_inf.reshape(()) == 0

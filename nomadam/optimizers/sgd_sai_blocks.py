@@ -24,6 +24,8 @@ class Plan(NamedTuple):
 
     limit: int  # elements of a temporary
     one_pass: bool  # whether the one-pass kernels are the default
+    skips: bool  # whether a gradient that is not finite stops a step
+    normalizes: bool  # whether gains are divided by the largest
 
 
 class Block(NamedTuple):

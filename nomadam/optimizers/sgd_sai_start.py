@@ -1,4 +1,4 @@
-"""The host's part of a step of SGD-SaI: state is made, and new blocks get gain and momentum."""
+"""The host's part of a step of SGD-SaI: state is made, new blocks get their gain."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,6 @@ from nomadam.optimizers.sgd_sai_state import (
     is_stochastic,
     keeps_compensation,
     make_momentum,
-    start_momentum,
 )
 
 
@@ -36,25 +35,21 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
 
 
 def begin(
-    waiting: Sequence[Block],
-    draws: Mapping[int, Draw],
-    keep: Tensor | None,
-    grad_scale: Tensor | None,
-    limit: int,
-) -> set[int] | None:
-    """Starts the blocks whose gradient is informative: their gain and their momentum.
+    waiting: Sequence[Block], keep: Tensor | None, grad_scale: Tensor | None, limit: int
+) -> dict[int, bool]:
+    """Measures the blocks that wait for an informative gradient, and gives them their gain.
 
     One host synchronisation.
 
     Args:
         waiting: blocks without a gain, or without a momentum.
-        draws: of the blocks with an 8-bit momentum, by index.
         keep: a bool tensor, False where this step is to change nothing.
         grad_scale: what the gradients are divided by.
         limit: elements that are worked on at a time.
 
     Returns:
-        Indices of the blocks to be left alone: all, said as ``None``, where ``keep`` is False.
+        By index, of the blocks whose gradient is informative True: they start; of those whose
+        gradient is not finite False: they are to be left alone, as are all where ``keep`` is False.
 
     Raises:
         ValueError: listing the blocks without a gain in a mapping, before anything is changed.
@@ -68,25 +63,21 @@ def begin(
     # Numbers of the device that the host needs travel along, as the largest of one element.
     along = [] if keep is None else [keep.float()]
     along += [] if grad_scale is None else [grad_scale]
-    grads = [real(block.grad.detach()) for block in waiting]
-    found = moments([*grads, *along], limit)
+    found = moments([*(real(block.grad.detach()) for block in waiting), *along], limit)
     if keep is not None and not found[len(waiting)].informative:
-        return None
+        return {block.slot.index: False for block in waiting}
     scale = 1.0 if grad_scale is None else found[-1].largest
-    untouched = set()
+    starts = {}
     for block, measured in zip(waiting, found, strict=False):
         slot, state = block.slot, block.state
         if measured.informative:
+            starts[slot.index] = True
             if not is_measured(state):
                 eps = slot.group["eps"] * scale
                 state["gsnr"].fill_(gain_of(slot.name, slot.group, measured, eps))
-            if slot.group["momentum"] != 0.0:
-                sign = -1.0 if slot.group["maximize"] else 1.0
-                draw = draws.get(slot.index)
-                start_momentum(state, real(block.grad), draw, sign * scale, limit)
         elif measured.largest != 0.0:
-            untouched.add(slot.index)
-    return untouched
+            starts[slot.index] = False
+    return starts
 
 
 def count_skipped(grads: Sequence[Tensor], first: dict[str, Any]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""How SGDSaI stores momentum and the compensation of bfloat16: made, started, converted."""
+"""How SGDSaI stores momentum and the compensation of bfloat16: made and converted."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomadam.numerics.blockwise import BLOCK, dequantize, num_scales, quantize
-from nomadam.numerics.rounding import Draw, low_half, random_bits
+from nomadam.numerics.blockwise import dequantize, num_scales, quantize
 from nomadam.optimizers.sgd_sai_blocks import Slot, gain_dtype, real
 
 # A smaller tensor gains little by 8 bits, and norms and biases are the ones that would suffer.
@@ -49,36 +48,6 @@ def make_momentum(param: Tensor, option: torch.dtype | str | None, state: dict[s
     state.pop("momentum_scale", None)
     if dtype == torch.int8:
         state["momentum_scale"] = like.new_zeros(num_scales(like.numel()), dtype=torch.float32)
-
-
-def start_momentum(
-    state: dict[str, Any], grad: Tensor, draw: Draw | None, grad_scale: float, limit: int
-) -> None:
-    """Sets the momentum of a block to its first gradient, real, divided by ``grad_scale``.
-
-    Args:
-        state: of the block; its momentum is overwritten.
-        grad: of the block, as reals.
-        draw: what an 8-bit momentum is rounded with.
-        grad_scale: -1 to ascend, or the factor of a gradient scaler.
-        limit: elements of an 8-bit momentum that are rounded at a time.
-    """
-    buffer = real(state["momentum_buffer"])
-    if buffer.dtype != torch.int8:
-        buffer.copy_(grad)
-        if grad_scale != 1.0:
-            buffer.div_(grad_scale)
-        return
-    assert draw is not None
-    codes, flat = buffer.view(-1), grad.reshape(-1)
-    step = max(BLOCK, limit // BLOCK * BLOCK)
-    for start in range(0, codes.numel(), step):
-        values = flat[start : start + step].to(torch.float32) / grad_scale
-        bits = random_bits(draw._replace(first=draw.first + start), values.shape, values.device)
-        scales = slice(start // BLOCK, num_scales(start + values.numel()))
-        codes[start : start + step], state["momentum_scale"][scales] = quantize(
-            values, low_half(bits)
-        )
 
 
 def restore_momentum(
