@@ -34,6 +34,7 @@ class Block(NamedTuple):
     slot: Slot
     grad: Tensor
     state: dict[str, Any]
+    gain: float  # as it was measured before this step; 0 where it was not
     starts: bool  # no gain yet, or no momentum yet
 
 

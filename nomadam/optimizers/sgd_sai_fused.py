@@ -72,30 +72,24 @@ def update_fused(
     for row in zip(*columns, strict=True):
         tensors = [row[0], row[1], row[2], row[4], row[5]]
         work.setdefault(_kernel_for(tensors), []).append(row)
-    for (kernel, _), rows in work.items():
-        first_four, (scales, compensated, drawn, flags) = _split(list(zip(*rows, strict=True)))
-        arguments = {
-            "momentum_scales": scales,
-            "compensations": compensated,
-            "draws": drawn,
-            "stochastic": flags,
-            **options,
-        }
+    for (kernel, device), rows in work.items():
+        params, grads, momentum_buffers, gains, *others = map(list, zip(*rows, strict=True))
+        names = ("momentum_scales", "compensations", "draws", "stochastic")
+        arguments = options | dict(zip(names, others, strict=True))
         if kernel is update_foreach:
             arguments["limit"] = limit
-        kernel(*first_four, **arguments)
-
-
-def _split(columns: list[tuple[Any, ...]]) -> tuple[list[list[Any]], list[list[Any]]]:
-    return [list(c) for c in columns[:4]], [list(c) for c in columns[4:]]
+        for name in ("keep", "grad_scale") if device is not None else ():
+            if arguments.get(name) is not None:
+                arguments[name] = arguments[name].to(device)
+        kernel(params, grads, momentum_buffers, gains, **arguments)
 
 
 def _kernel_for(tensors: list[Tensor | None]) -> tuple[Any, torch.device | None]:
     """The function that takes a block, and the device that is a call of its own."""
     param = tensors[0]
     assert param is not None
-    if param.device.type == "cuda" and triton_available() and triton_fits(tensors):
+    if param.is_cpu and cpu_fits(tensors) and cpu_kernel() is not None:
+        return update_cpu, None
+    if param.is_cuda and triton_available() and triton_fits(tensors):
         return update_triton, param.device
-    if param.device.type == "cpu" and cpu_fits(tensors) and cpu_kernel() is not None:
-        return update_cpu, param.device
     return update_foreach, None

@@ -20,18 +20,20 @@ from nomadam.optimizers.sgd_sai_state import (
 def make_block(slot: Slot, state: dict[str, Any]) -> Block:
     """A block that holds a gradient; what its state lacks is made."""
     param, group = slot.param, slot.group
-    starts = not is_measured(state)
     if "gsnr" not in state:
         state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
-    elif state["gsnr"].device.type != "cpu":  # moved along with the rest of the state
+    elif not state["gsnr"].is_cpu:  # moved along with the rest of the state
         state["gsnr"] = state["gsnr"].cpu()
+    gain = state["gsnr"].item()
+    starts = not gain > 0.0
     if group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
         make_momentum(param, group["momentum_dtype"], state)
         starts = True  # or momentum was switched on in mid-course
     if keeps_compensation(param, group["rounding"]) and "compensation" not in state:
         state["compensation"] = torch.zeros_like(param.detach())
-    assert param.grad is not None
-    return Block(slot, param.grad.resolve_conj(), state, starts)
+    grad = param.grad
+    assert grad is not None
+    return Block(slot, grad.resolve_conj() if grad.is_conj() else grad, state, gain, starts)
 
 
 def begin(
@@ -127,21 +129,29 @@ def columns_of(
     blocks: Sequence[Block], draws: Mapping[int, Draw], divisor: float, compiling: bool
 ) -> dict[str, list[Any]]:
     """The tensors and numbers of blocks of one group as the update takes them, all real."""
-    momentum = bool(blocks) and blocks[0].slot.group["momentum"] != 0.0
-    states = [block.state for block in blocks]
-    gains: list[Any] = [float(state["gsnr"]) / divisor for state in states]
-    if compiling:  # a float of 0 would be a constant of the graph until the block starts
-        gains = [torch.tensor(gain, dtype=torch.float64, device="cpu") for gain in gains]
-    kahan = [keeps_compensation(b.slot.param, b.slot.group["rounding"]) for b in blocks]
-    return {
-        "params": [real(block.slot.param) for block in blocks],
-        "grads": [real(block.grad) for block in blocks],
-        "momentum_buffers": [real(s["momentum_buffer"]) if momentum else None for s in states],
-        "gains": gains,
-        "momentum_scales": [s.get("momentum_scale") if momentum else None for s in states],
-        "compensations": [
-            s["compensation"] if kept else None for s, kept in zip(states, kahan, strict=True)
-        ],
-        "draws": [draws.get(block.slot.index) for block in blocks],
-        "stochastic": [is_stochastic(block.slot.param, block.slot.group) for block in blocks],
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            *("params", "grads", "momentum_buffers", "gains"),
+            *("momentum_scales", "compensations", "draws", "stochastic"),
+        )
     }
+    for slot, grad, state, known, _ in blocks:
+        param, group = slot.param, slot.group
+        buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
+        gain: Any = (known or state["gsnr"].item()) / divisor
+        if compiling:  # a float of 0 would be a constant of the graph until the block starts
+            gain = torch.tensor(gain, dtype=torch.float64, device="cpu")
+        kahan = keeps_compensation(param, group["rounding"])
+        if param.is_complex():
+            param, grad, buffer = real(param), real(grad), real(buffer)
+        row = (
+            *(param, grad, buffer, gain),
+            state.get("momentum_scale") if buffer is not None else None,
+            state["compensation"] if kahan else None,
+            draws.get(slot.index),
+            is_stochastic(slot.param, group),
+        )
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return columns

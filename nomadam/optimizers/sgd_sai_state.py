@@ -98,6 +98,6 @@ def keeps_compensation(param: Tensor, rounding: str) -> bool:
 
 def is_stochastic(param: Tensor, group: Mapping[str, Any]) -> bool:
     """Whether what a block keeps in bfloat16 is rounded stochastically."""
-    if group["differentiable"] or group["rounding"] not in ("auto", "stochastic"):
+    if torch.bfloat16 not in (param.dtype, group["momentum_dtype"]):
         return False
-    return torch.bfloat16 in (param.dtype, momentum_dtype(param, group["momentum_dtype"]))
+    return group["rounding"] in ("auto", "stochastic") and not group["differentiable"]
