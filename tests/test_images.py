@@ -28,7 +28,7 @@ def draws(rows=1, **values):
     return torch.stack(columns, 1)
 
 
-def test_the_digits_are_split_in_the_order_of_their_file(digits):
+def test_every_third_digit_is_held_out(digits):
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -38,9 +38,21 @@ def test_the_digits_are_split_in_the_order_of_their_file(digits):
     held_out = list(digits.validation_batches(batch_size=64))
     assert [len(batch) for batch in held_out] == [64] * 9 + [23]
     labels = torch.cat([batch.labels for batch in held_out])
-    assert labels.tolist() == source.target[-599:].tolist()
+    assert labels.tolist() == source.target[1::3].tolist()
     first = held_out[0].images[0, 0] * digits.description["deviation"] + digits.description["mean"]
-    assert torch.allclose(first * 16, torch.from_numpy(source.images[1198]).float(), atol=1e-5)
+    assert torch.allclose(first * 16, torch.from_numpy(source.images[1]).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 0.1, 0.001])
+def test_what_is_held_out_is_spread_over_the_file_and_nothing_is_lost(digits, fraction):
+    data = load_images("digits", validation_fraction=fraction)
+    assert data.num_validation == round(1797 * fraction)
+    own, other = (
+        sorted(map(bytes, np.concatenate([d.images.reshape(1797, -1), d.labels[:, None]], 1)))
+        for d in (data, digits)
+    )
+    assert own == other
+    assert data.description["sha256"] != digits.description["sha256"]
 
 
 def test_what_is_trained_on_has_mean_zero_and_deviation_one(digits):

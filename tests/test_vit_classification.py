@@ -33,7 +33,7 @@ SMALL = {
 
 
 def recomputed(run, folder):
-    """Validation loss and accuracy of the saved weights, without smoothing, worked out here."""
+    """Cross entropy and accuracy of the saved weights, worked out here."""
     dataset = run.data.load()
     module = run.model.build(**run.data.shape(dataset))
     module.load_state_dict(weights(folder, run.steps))
@@ -62,7 +62,7 @@ def test_it_goes_on_exactly_and_logs_loss_and_accuracy(tmp_path, optimizer):
     go(run, tmp_path / "parts")
     assert_same_training(tmp_path / "whole", tmp_path / "parts", 6)
     loss, accuracy = recomputed(run, tmp_path / "whole")
-    assert result["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["validation_cross_entropy"] == pytest.approx(loss, rel=1e-5)
     assert result["validation_accuracy"] == pytest.approx(accuracy)
     metrics = RunFolder(tmp_path / "whole").metrics()
     logged = [record["step"] for record in metrics if "validation_accuracy" in record]
@@ -74,7 +74,7 @@ def test_the_last_batch_counts_by_its_rows(tmp_path):
     run = override(demo(), {**SMALL, "evaluation_batches": "none", "batch_size": "64"})
     result = go(run, tmp_path)
     loss, accuracy = recomputed(run, tmp_path)
-    assert result["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["validation_cross_entropy"] == pytest.approx(loss, rel=1e-5)
     assert result["validation_accuracy"] == pytest.approx(accuracy)
     assert round(result["validation_accuracy"] * 599, 6) % 1 == 0
 
@@ -100,18 +100,22 @@ def test_only_the_loss_is_in_float32_where_parameters_are_bfloat16():
     assert kinds == {torch.bfloat16} and loss.dtype == torch.float32
 
 
-def test_labels_are_smoothed_in_training_alone():
+def test_a_smoothed_loss_is_never_below_the_entropy_of_its_targets():
     plain, smooth = (
         ViTModel(layers=1, heads=2, width=8, patch_size=4, label_smoothing=value)
-        for value in (0.0, 0.3)
+        for value in (0.0, 0.1)
     )
     module = plain.build(image_size=8, channels=1, num_classes=10)
-    dataset = demo().data.load()
-    batch = next(dataset.validation_batches(batch_size=32))
-    assert smooth.loss(module.train(), batch) != plain.loss(module, batch)
-    module.eval()
-    assert smooth.loss(module, batch) == plain.loss(module, batch)
-    assert smooth.measures(module, batch)["loss"] == plain.loss(module, batch)
+    batch = next(demo().data.load().validation_batches(batch_size=32))
+    log_parts = module(pixel_values=batch.images).logits.log_softmax(1)
+    target = torch.nn.functional.one_hot(batch.labels, 10) * 0.9 + 0.01
+    by_hand = -(target * log_parts).sum(1).mean()
+    assert smooth.loss(module, batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    entropy = -(target * target.log()).sum(1).mean().item()
+    assert entropy == pytest.approx(0.5003, abs=1e-4)
+    found = smooth.measures(module, batch)
+    assert found["loss"] == smooth.loss(module, batch) > entropy
+    assert found["cross_entropy"] == plain.loss(module, batch)
 
 
 def test_the_rates_are_inner_points_of_grids_of_one_size():

@@ -25,7 +25,8 @@ class ViTModel:
         initializer_range: deviation of the initial weights, above 0; default 0.02, which suits a
             width of several hundred.
         dropout: of the hidden states and of attention, 0 to below 1; default 0.
-        label_smoothing: of the training loss alone, 0 to below 1; default 0.
+        label_smoothing: s of the loss: a target is 1 − s of its label and s of all labels alike,
+            so that no loss is below the entropy of that; 0 to below 1, default 0.
 
     Raises:
         ValueError: for a value outside its range.
@@ -34,7 +35,7 @@ class ViTModel:
         >>> model = ViTModel(layers=1, heads=2, width=8, patch_size=4)
         >>> module = model.build(image_size=8, channels=1, num_classes=10)
         >>> sum(parameter.numel() for parameter in module.parameters())
-        1154
+        1162
     """
 
     layers: int
@@ -93,27 +94,27 @@ class ViTModel:
         return ViTForImageClassification(config)
 
     def loss(self, module: "torch.nn.Module", batch: "ImageBatch") -> "torch.Tensor":
-        """Mean cross entropy in nats an image, in float32; smoothed while the module trains.
+        """Mean cross entropy with the smoothed labels, in nats an image, in float32.
 
         Args:
             module: what `build` gave, wrapped or not.
             batch: images and labels.
         """
-        return self._loss(module, module(pixel_values=batch.images).logits, batch)
-
-    def measures(self, module: "torch.nn.Module", batch: "ImageBatch") -> dict[str, "torch.Tensor"]:
-        """The mean loss of a batch, and the part of it whose likeliest label is right (top-1)."""
-        logits = module(pixel_values=batch.images).logits
-        right = logits.argmax(-1) == batch.labels
-        return {"loss": self._loss(module, logits, batch), "accuracy": right.float().mean()}
-
-    def _loss(
-        self, module: "torch.nn.Module", logits: "torch.Tensor", batch: "ImageBatch"
-    ) -> "torch.Tensor":
         from torch.nn.functional import cross_entropy
 
-        smoothing = self.label_smoothing if module.training else 0.0
-        return cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+        logits = module(pixel_values=batch.images).logits.float()
+        return cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+
+    def measures(self, module: "torch.nn.Module", batch: "ImageBatch") -> dict[str, "torch.Tensor"]:
+        """The loss, it without smoothing, and the part whose likeliest label is right (top-1)."""
+        from torch.nn.functional import cross_entropy
+
+        logits = module(pixel_values=batch.images).logits.float()
+        return {
+            "loss": cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing),
+            "cross_entropy": cross_entropy(logits, batch.labels),
+            "accuracy": (logits.argmax(-1) == batch.labels).float().mean(),
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class ImageData:
 
     Args:
         source: ``digits``, the 1797 handwritten digits of scikit-learn; default.
-        validation_fraction: held out, from the end, above 0 and at most 0.5; default 1/3.
+        validation_fraction: held out, above 0 and at most 0.5; default 1/3, every third image.
         shift: largest shift along each axis, as a part of the side, 0 to 0.5; default 0.125.
         rotation: largest angle to either side in degrees, 0 to 180; default 10.
         erasing: probability of erasing a rectangle of a quarter to half of each side, 0 to 1;

@@ -67,7 +67,7 @@ def _small(optimizer: str, lr: float | None, *, name: str) -> Run:
             initializer_range=0.08,
             label_smoothing=0.1,
         ),
-        # The last third of the file is held out: 1198 images to train on and 599 to validate.
+        # Every third image is held out: 1198 to train on and 599 to validate.
         data=ImageData(source="digits", validation_fraction=1 / 3, shift=0.125, rotation=10),
         optimizer=OptimizerChoice(
             name=optimizer, lr=lr or row.default_lr, weight_decay=row.default_weight_decay
