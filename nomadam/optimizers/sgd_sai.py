@@ -319,7 +319,7 @@ class SGDSaI(Optimizer):
         work = []
         for i, mine in groups.items():
             group = mine[0].slot.group
-            shared = {k: group[k] for k in ("weight_decay", "nesterov", "maximize")}
+            shared: dict[str, Any] = {k: group[k] for k in ("weight_decay", "nesterov", "maximize")}
             shared |= {"lr": learning_rate(group, compiling), "keep": keep}
             whole = compiling or group["differentiable"]
             shared |= {"grad_scale": grad_scale, "limit": None if whole else plan.limit}
@@ -328,8 +328,9 @@ class SGDSaI(Optimizer):
             # A momentum that begins keeps nothing of the zeros that it is made of.
             from_zero = shared | {"momentum": 0.0}
             if compiling and begins:  # at once, for the graph to be that of all later steps
-                columns = columns_of(begins, draws, 1.0, compiling=False)
-                update_forloop(**columns, **(from_zero | {"lr": 0.0, "weight_decay": 0.0}))
+                columns: dict[str, Any] = columns_of(begins, draws, 1.0, compiling=False)
+                columns |= from_zero | {"lr": 0.0, "weight_decay": 0.0}
+                update_forloop(**columns)
                 goes_on, begins = sorted(goes_on + begins, key=lambda b: b.slot.index), []
             for some, options in (
                 (goes_on, shared | {"momentum": group["momentum"]}),

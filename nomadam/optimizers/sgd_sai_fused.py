@@ -75,7 +75,7 @@ def update_fused(
     for (kernel, device), rows in work.items():
         params, grads, momentum_buffers, gains, *others = map(list, zip(*rows, strict=True))
         names = ("momentum_scales", "compensations", "draws", "stochastic")
-        arguments = options | dict(zip(names, others, strict=True))
+        arguments: dict[str, Any] = options | dict(zip(names, others, strict=True))
         if kernel is update_foreach:
             arguments["limit"] = limit
         for name in ("keep", "grad_scale") if device is not None else ():

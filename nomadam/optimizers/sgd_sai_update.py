@@ -168,19 +168,20 @@ def _update_batch(
     wide = torch.promote_types(rows[0].param.dtype, torch.float32)
     halves = [_halves(r.param, r.momentum_buffer, r.draw, r.stochastic) for r in rows]
     p = [row.param.to(wide, copy=copy) for row in rows]
-    if rows[0].compensation is not None:
-        torch._foreach_add_(p, [row.compensation for row in rows])
+    if lost := [row.compensation for row in rows if row.compensation is not None]:
+        torch._foreach_add_(p, lost)
     g = [row.grad.to(wide) for row in rows]
     if grad_scale is not None:
         g = list(torch._foreach_div(g, grad_scale.to(g[0].device)))
     g = list(torch._foreach_neg(g)) if maximize else g
     direction = g
-    if rows[0].momentum_buffer is not None:
-        m = [_read(row.momentum_buffer, row.momentum_scale).to(wide, copy=copy) for row in rows]
+    if buffers := [row.momentum_buffer for row in rows if row.momentum_buffer is not None]:
+        scales = [row.momentum_scale for row in rows]
+        m = [_read(b, s).to(wide, copy=copy) for b, s in zip(buffers, scales, strict=True)]
         torch._foreach_lerp_(m, g, 1 - momentum)
         direction = torch._foreach_lerp(g, m, momentum) if nesterov else m
-        for row, new, (_, half) in zip(rows, m, halves, strict=True):
-            _store_momentum(row.momentum_buffer, row.momentum_scale, new, half, keep)
+        for buffer, scale, new, (_, half) in zip(buffers, scales, m, halves, strict=True):
+            _store_momentum(buffer, scale, new, half, keep)
     if weight_decay != 0.0:
         torch._foreach_mul_(p, 1 - lr * weight_decay)
     for row, new, d, (half, _) in zip(rows, p, direction, halves, strict=True):
