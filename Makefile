@@ -15,6 +15,10 @@ JOBS ?= 2
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
+.venv/installed-bench: .venv/installed-bench
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/nomadam compare gpt2_pretraining.demo
 
@@ -31,7 +35,7 @@ docs: .venv/installed-docs
 	cp results/gpt2_demo_learning_rates/figures/learning_rate_sensitivity.png docs/pictures/demo_learning_rates.png
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed
+bench: .venv/installed-bench
 	$(BIN)/python benchmarks/run_all.py
 
 tables: .venv/installed
