@@ -11,6 +11,7 @@ import torch
 
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.sgd_sai_triton import update_triton
+from nomadam.optimizers.sgd_sai_update import Row
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -149,18 +150,7 @@ def copy_of(row, device=DEVICE):
 
 def launch(rows, update=update_triton, **options):
     """The kernel, or another path, in place."""
-    column = {name: [row[name] for row in rows] for name in rows[0]}
-    update(
-        column["param"],
-        column["grad"],
-        column["momentum_buffer"],
-        column["gain"],
-        momentum_scales=column["momentum_scale"],
-        compensations=column["compensation"],
-        draws=column["draw"],
-        stochastic=column["stochastic"],
-        **(OPTIONS | options),
-    )
+    update([Row(**row) for row in rows], **(OPTIONS | options))
 
 
 def stepped(rows, **options):

@@ -25,6 +25,7 @@ from one_pass_cpu import (
 
 from nomadam.optimizers import sgd_sai_cpu
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
+from nomadam.optimizers.sgd_sai_update import Row
 
 pytestmark = pytest.mark.skipif(cpu_kernel(warn=False) is None, reason="needs a C++ compiler")
 
@@ -144,14 +145,7 @@ def test_nothing_outside_the_tensors_is_written():
         for name, tensor in whole.items():
             fenced[name][128 : 128 + tensor.numel()] = tensor
         inside = {k: fenced[k][128 : 128 + v.numel()] for k, v in whole.items()}
-        update_cpu(
-            *([inside["param"]], [inside["grad"]], [inside["momentum_buffer"]], [1.0]),
-            momentum_scales=[inside["momentum_scale"]],
-            compensations=[inside["compensation"]],
-            draws=[row["draw"]],
-            stochastic=[False],
-            **OPTIONS,
-        )
+        update_cpu([Row(**(row | inside))], **(OPTIONS))
         for fence in fenced.values():
             assert (fence[:128] == 77).all() and (fence[-128:] == 77).all()
 
@@ -185,11 +179,8 @@ def test_one_call_and_no_operator_of_torch(monkeypatch):
     counted = kernel._replace(step=lambda *args: (calls.append(args[1]), kernel.step(*args)))
     monkeypatch.setattr(sgd_sai_cpu, "cpu_kernel", lambda: counted)
     rows = [row_of(100, *mix) for mix in MIXES * 4]
-    columns = [[row[k] for row in rows] for k in ("param", "grad", "momentum_buffer", "gain")]
-    names = {"momentum_scales": "momentum_scale", "compensations": "compensation", "draws": "draw"}
-    more = {k: [row[name] for row in rows] for k, name in names.items()}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        update_cpu(*columns, **more, stochastic=[True] * len(rows), **OPTIONS)
+        update_cpu([Row(**(row | {"stochastic": True})) for row in rows], **OPTIONS)
     assert calls == [len(rows)]
     assert not [event.name for event in profile.events() if event.name.startswith("aten")]
 
@@ -199,10 +190,8 @@ def test_autograd_sees_that_tensors_were_changed():
     loss = weight.square().sum()
     before = weight._version
     row = row_of(10) | {"param": weight}
-    columns = [[row[k]] for k in ("param", "grad", "momentum_buffer", "gain")]
-    nothing = dict.fromkeys(["momentum_scales", "compensations", "draws"], [None])
     with torch.no_grad():
-        update_cpu(*columns, **nothing, stochastic=[False], **OPTIONS)
+        update_cpu([Row(**row)], **OPTIONS)
     assert weight._version > before
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

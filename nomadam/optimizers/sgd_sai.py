@@ -29,9 +29,9 @@ from nomadam.optimizers.sgd_sai_blocks import (
     learning_rate,
 )
 from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, update_fused
-from nomadam.optimizers.sgd_sai_start import begin, columns_of, count_skipped, draws_of, make_block
+from nomadam.optimizers.sgd_sai_start import begin, count_skipped, draws_of, make_block, rows_of
 from nomadam.optimizers.sgd_sai_state import restore_block
-from nomadam.optimizers.sgd_sai_update import update_foreach, update_forloop
+from nomadam.optimizers.sgd_sai_update import Row, update_foreach, update_forloop
 
 Gain = str | float | Mapping[str | int, float]
 
@@ -281,8 +281,8 @@ class SGDSaI(Optimizer):
 
     def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> None:
         """A step of these blocks, as far as they hold a gradient, and of no others."""
-        for update, arguments in self._prepare(slots, plan, torch.compiler.is_compiling()):
-            update(**arguments)
+        for update, rows, options in self._prepare(slots, plan, torch.compiler.is_compiling()):
+            update(rows, **options)
 
     @torch._disable_dynamo
     def _advance(self) -> None:
@@ -293,7 +293,7 @@ class SGDSaI(Optimizer):
     @torch._disable_dynamo
     def _prepare(
         self, slots: Sequence[Slot], plan: Plan, compiling: bool
-    ) -> list[tuple[Callable[..., None], dict[str, Any]]]:
+    ) -> list[tuple[Callable[..., None], list[Row], dict[str, Any]]]:
         """Makes state, starts new blocks, and says which function is to update what, and how.
 
         Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
@@ -328,17 +328,16 @@ class SGDSaI(Optimizer):
             # A momentum that begins keeps nothing of the zeros that it is made of.
             from_zero = shared | {"momentum": 0.0}
             if compiling and begins:  # at once, for the graph to be that of all later steps
-                columns: dict[str, Any] = columns_of(begins, draws, 1.0, compiling=False)
-                columns |= from_zero | {"lr": 0.0, "weight_decay": 0.0}
-                update_forloop(**columns)
+                in_place: dict[str, Any] = from_zero | {"lr": 0.0, "weight_decay": 0.0}
+                update_forloop(rows_of(begins, draws, 1.0, compiling=False), **in_place)
                 goes_on, begins = sorted(goes_on + begins, key=lambda b: b.slot.index), []
             for some, options in (
                 (goes_on, shared | {"momentum": group["momentum"]}),
                 (begins, from_zero),
             ):
                 if some:
-                    columns = columns_of(some, draws, divisor(group), compiling)
-                    work.append((paths[i], columns | options))
+                    rows = rows_of(some, draws, divisor(group), compiling)
+                    work.append((paths[i], rows, options))
         return work
 
     def _whether_to_keep(self, blocks: Sequence[Block], skips: bool) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from nomadam.numerics.blockwise import num_scales
 from nomadam.numerics.cpp_library import NoCompilerError, load_cpp, torch_fork
-from nomadam.numerics.rounding import Draw
+from nomadam.optimizers.sgd_sai_update import Row
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Laid out as `Row` and `Options` there.
@@ -115,15 +115,8 @@ def cpu_fits(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def update_cpu(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    gains: Sequence[float | Tensor],
+    rows: Sequence[Row],
     *,
-    momentum_scales: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
     lr: float | Tensor,
     momentum: float,
     weight_decay: float,
@@ -142,15 +135,11 @@ def update_cpu(
     kernel = cpu_kernel()
     assert kernel is not None
     rate = float(lr)
-    rows = bytearray()
-    for param, grad, buffer, gain, scale, compensation, drawn, rounds in zip(
-        *(params, grads, momentum_buffers, gains),
-        *(momentum_scales, compensations, draws, stochastic),
-        strict=True,
-    ):
+    packed = bytearray()
+    for param, grad, buffer, gain, scale, compensation, drawn, rounds in rows:
         seed, step, block, first = (0, 0, 0, 0) if drawn is None else drawn
         assert drawn is not None or scale is None
-        rows += _ROW.pack(
+        packed += _ROW.pack(
             param.data_ptr(),
             grad.data_ptr(),
             0 if buffer is None else buffer.data_ptr(),
@@ -172,7 +161,10 @@ def update_cpu(
     options = _OPTIONS.pack(
         1 - momentum, 1 - rate * weight_decay, -factor if maximize else factor, nesterov
     )
-    table = (ctypes.c_char * len(rows)).from_buffer(rows)
-    kernel.step(table, len(params), options, kernel.fork, torch.get_num_threads())
-    changed = (params, momentum_buffers, momentum_scales, compensations)
-    increment_version([tensor for column in changed for tensor in column if tensor is not None])
+    table = (ctypes.c_char * len(packed)).from_buffer(packed)
+    kernel.step(table, len(rows), options, kernel.fork, torch.get_num_threads())
+    increment_version([t for row in rows for t in _written(row) if t is not None])
+
+
+def _written(row: Row) -> tuple[Tensor | None, ...]:
+    return row.param, row.momentum_buffer, row.momentum_scale, row.compensation

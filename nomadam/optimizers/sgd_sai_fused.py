@@ -1,15 +1,13 @@
 """The update of SGD-SaI in one pass over memory: which kernel takes which blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
-from nomadam.optimizers.sgd_sai_update import update_foreach
+from nomadam.optimizers.sgd_sai_update import Row, update_foreach
 
 # On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes. The
 # other paths make temporaries of what is kept in low precision, and are many times slower there.
@@ -46,48 +44,29 @@ def check_fused(group: Mapping[str, Any]) -> None:
             raise ValueError("fused=True needs Triton on CUDA: pip install triton, or fused=None")
 
 
-def update_fused(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    gains: Sequence[float | Tensor],
-    *,
-    momentum_scales: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
-    limit: int | None = None,
-    **options: Any,
-) -> None:
+def update_fused(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
     """The step of `update_forloop`, with the same arguments, in one pass over memory.
 
     One kernel on each device takes the blocks whose tensors are contiguous and of a dtype that it
     knows; `update_foreach` takes the others, and all on a device that has no kernel.
     """
-    columns = (
-        *(params, grads, momentum_buffers, gains),
-        *(momentum_scales, compensations, draws, stochastic),
-    )
-    work: dict[Any, list[tuple[Any, ...]]] = {}
-    for row in zip(*columns, strict=True):
-        tensors = [row[0], row[1], row[2], row[4], row[5]]
-        work.setdefault(_kernel_for(tensors), []).append(row)
-    for (kernel, device), rows in work.items():
-        params, grads, momentum_buffers, gains, *others = map(list, zip(*rows, strict=True))
-        names = ("momentum_scales", "compensations", "draws", "stochastic")
-        arguments: dict[str, Any] = options | dict(zip(names, others, strict=True))
+    work: dict[Any, list[Row]] = {}
+    for row in rows:
+        work.setdefault(_kernel_for(row), []).append(row)
+    for (kernel, device), taken in work.items():
+        arguments = dict(options)
         if kernel is update_foreach:
             arguments["limit"] = limit
         for name in ("keep", "grad_scale") if device is not None else ():
             if arguments.get(name) is not None:
                 arguments[name] = arguments[name].to(device)
-        kernel(params, grads, momentum_buffers, gains, **arguments)
+        kernel(taken, **arguments)
 
 
-def _kernel_for(tensors: list[Tensor | None]) -> tuple[Any, torch.device | None]:
+def _kernel_for(row: Row) -> tuple[Any, torch.device | None]:
     """The function that takes a block, and the device that is a call of its own."""
-    param = tensors[0]
-    assert param is not None
+    param = row.param
+    tensors = (param, row.grad, row.momentum_buffer, row.momentum_scale, row.compensation)
     if param.is_cpu and cpu_fits(tensors) and cpu_kernel() is not None:
         return update_cpu, None
     if param.is_cuda and triton_available() and triton_fits(tensors):

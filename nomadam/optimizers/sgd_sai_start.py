@@ -15,6 +15,7 @@ from nomadam.optimizers.sgd_sai_state import (
     keeps_compensation,
     make_momentum,
 )
+from nomadam.optimizers.sgd_sai_update import Row
 
 
 def make_block(slot: Slot, state: dict[str, Any]) -> Block:
@@ -125,33 +126,21 @@ def draws_of(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> dict[i
     return draws
 
 
-def columns_of(
+def rows_of(
     blocks: Sequence[Block], draws: Mapping[int, Draw], divisor: float, compiling: bool
-) -> dict[str, list[Any]]:
-    """The tensors and numbers of blocks of one group as the update takes them, all real."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in (
-            *("params", "grads", "momentum_buffers", "gains"),
-            *("momentum_scales", "compensations", "draws", "stochastic"),
-        )
-    }
+) -> list[Row]:
+    """Blocks of one group as the update takes them, all real."""
+    rows = []
     for slot, grad, state, known, _ in blocks:
         param, group = slot.param, slot.group
         buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
         gain: Any = (known or state["gsnr"].item()) / divisor
         if compiling:  # a float of 0 would be a constant of the graph until the block starts
             gain = torch.tensor(gain, dtype=torch.float64, device="cpu")
-        kahan = keeps_compensation(param, group["rounding"])
+        lost = state["compensation"] if keeps_compensation(param, group["rounding"]) else None
+        scale = None if buffer is None else state.get("momentum_scale")
+        stochastic, draw = is_stochastic(param, group), draws.get(slot.index)
         if param.is_complex():
             param, grad, buffer = real(param), real(grad), real(buffer)
-        row = (
-            *(param, grad, buffer, gain),
-            state.get("momentum_scale") if buffer is not None else None,
-            state["compensation"] if kahan else None,
-            draws.get(slot.index),
-            is_stochastic(slot.param, group),
-        )
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-    return columns
+        rows.append(Row(param, grad, buffer, gain, scale, lost, draw, stochastic))
+    return rows

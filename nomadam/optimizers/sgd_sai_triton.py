@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nomadam.numerics.rounding import MASK, Draw
+from nomadam.numerics.rounding import MASK
+from nomadam.optimizers.sgd_sai_update import Row
 
 # Elements that one program updates, and how many of them at a time.
 PROGRAM, TILE = 8192, 2048
@@ -91,18 +92,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return plain and tensor.is_contiguous() and not tensor.is_neg()
 
 
-def update_triton(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    gains: Sequence[float | Tensor],
-    *,
-    momentum_scales: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
-    **options: Any,
-) -> None:
+def update_triton(rows: Sequence[Row], **options: Any) -> None:
     """The step of `update_forloop`, with the same arguments, in one launch.
 
     The kernel finds the tensors and the gains in a table on the device, which is kept, and sent
@@ -112,17 +102,14 @@ def update_triton(
     compiled; gradients that the graph itself allocates are entered in a table by the graph.
 
     Args:
-        params: of rows that `triton_fits`, all on one device.
-        grads: as there, and so on.
-        momentum_buffers: as there.
-        gains: as there.
-        momentum_scales: as there.
-        compensations: as there.
-        draws: as there, all of one step.
-        stochastic: as there.
+        rows: that `triton_fits`, all on one device, their draws all of one step.
         options: ``lr`` and all that follow there.
     """
-    kinds = _kinds(params, grads, momentum_buffers, compensations, draws, stochastic)
+    if not rows:
+        return
+    params, grads, momentum_buffers, gains, *others = zip(*rows, strict=True)
+    momentum_scales, compensations, draws, _ = others
+    kinds = [_kind(row) for row in rows]
     numels = [p.numel() for p in params]
     *first_programs, num_programs = accumulate((-(-n // PROGRAM) for n in numels), initial=0)
     if num_programs == 0:
@@ -192,24 +179,14 @@ def _launch(
     )
 
 
-def _kinds(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
-) -> list[int]:
-    """The kernel's number for the dtypes and the rounding of each row."""
-    kinds = []
-    rows = zip(params, grads, momentum_buffers, compensations, draws, stochastic, strict=True)
-    for p, g, m, compensation, draw, flag in rows:
-        m_dtype = None if m is None else m.dtype
-        assert draw is not None or m_dtype != torch.int8
-        flag = flag and draw is not None and torch.bfloat16 in (p.dtype, m_dtype)
-        stored = FLOATS[p.dtype] | FLOATS[g.dtype] << 2 | MOMENTA[m_dtype] << 4
-        kinds.append(stored | (compensation is not None) << 7 | flag << 8)
-    return kinds
+def _kind(row: Row) -> int:
+    """The kernel's number for the dtypes and the rounding of a row."""
+    p_dtype, g_dtype = row.param.dtype, row.grad.dtype
+    m_dtype = None if row.momentum_buffer is None else row.momentum_buffer.dtype
+    assert row.draw is not None or m_dtype != torch.int8
+    draws = row.stochastic and row.draw is not None and torch.bfloat16 in (p_dtype, m_dtype)
+    stored = FLOATS[p_dtype] | FLOATS[g_dtype] << 2 | MOMENTA[m_dtype] << 4
+    return stored | (row.compensation is not None) << 7 | draws << 8
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -1,6 +1,6 @@
 """The update of SGD-SaI, from tensors and numbers alone: for one block, and for many at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -87,67 +87,32 @@ def update_one(
     _store_param(param, compensation, p, half_p, keep)
 
 
-def update_forloop(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    gains: Sequence[float | Tensor],
-    *,
-    momentum_scales: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
-    limit: int | None = None,
-    **options: Any,
-) -> None:
-    """`update_one` for each block, cut to pieces of ``limit`` elements where it needs temporaries.
+def update_forloop(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
+    """`update_one` for each row, cut to pieces of ``limit`` elements where it needs temporaries.
 
     Args:
-        params: its ``param`` of each block, with any mix of dtypes, devices and strides.
-        grads: its ``grad`` of each block, and so on.
-        momentum_buffers: as there.
-        gains: as there.
-        momentum_scales: as there.
-        compensations: as there.
-        draws: as there.
-        stochastic: as there.
+        rows: of any mix of dtypes, devices and strides; their parameters and state are modified.
         limit: the most elements that are worked on at a time; ``None`` does not cut.
-        options: ``lr`` and all that follow there.
+        options: ``lr`` and all that follow in `update_one`.
     """
-    for row in _rows(
-        params, grads, momentum_buffers, gains, momentum_scales, compensations, draws, stochastic
-    ):
+    for row in rows:
         for piece in [row] if _in_place(row, options) else _pieces(row, limit):
             update_one(**piece._asdict(), **options)
 
 
-def update_foreach(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor | None],
-    gains: Sequence[float | Tensor],
-    *,
-    momentum_scales: Sequence[Tensor | None],
-    compensations: Sequence[Tensor | None],
-    draws: Sequence[Draw | None],
-    stochastic: Sequence[bool],
-    limit: int | None = None,
-    **options: Any,
-) -> None:
+def update_foreach(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
     """The step of `update_forloop`, with the same arguments, by kernels that take many tensors."""
     kinds: dict[Any, list[Row]] = {}
-    for row in _rows(
-        params, grads, momentum_buffers, gains, momentum_scales, compensations, draws, stochastic
-    ):
+    for row in rows:
         stored = (row.param, row.grad, row.momentum_buffer, row.compensation)
         kind = (row.param.device, *(None if t is None else t.dtype for t in stored))
         kinds.setdefault((*kind, row.draw is None, row.stochastic), []).append(row)
-    for rows in kinds.values():
-        if limit is None or _in_place(rows[0], options):
-            _update_batch(rows, **options)
+    for alike in kinds.values():
+        if limit is None or _in_place(alike[0], options):
+            _update_batch(alike, **options)
             continue
-        room = _room(rows[0], limit)
-        pieces = (piece for row in rows for piece in _pieces(row, limit))
+        room = _room(alike[0], limit)
+        pieces = (piece for row in alike for piece in _pieces(row, limit))
         for batch in packed(pieces, lambda piece: piece.param.numel(), room):
             _update_batch(batch, **options)
 
@@ -187,10 +152,6 @@ def _update_batch(
     for row, new, d, (half, _) in zip(rows, p, direction, halves, strict=True):
         _descend(new, d, lr, row.gain)
         _store_param(row.param, row.compensation, new, half, keep)
-
-
-def _rows(*columns: Sequence[Any]) -> Iterator[Row]:
-    return (Row(*values) for values in zip(*columns, strict=True))
 
 
 def _in_place(row: Row, options: dict[str, Any]) -> bool:
