@@ -366,3 +366,19 @@ def test_gradients_that_are_there_already_count():
     one[1].step()
     assert_same_training(one, two)
     assert not gradients(two[0])
+
+
+def test_gains_are_measured_alike_one_by_one_and_together(monkeypatch):
+    """The compiled measure is chosen by the whole optimizer, not by what a call is handed."""
+    monkeypatch.setattr("nomadam.numerics.moments.SMALLEST_COMPILED", 10_000)
+    gains = []
+    for within in (False, True):
+        torch.manual_seed(0)
+        blocks = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(2000)) for _ in range(30)])
+        optimizer = SGDSaI(blocks.parameters())
+        if within:
+            release_gradients(blocks, optimizer)
+        sum((p * torch.randn(2000)).sum() + i * p.sum() for i, p in enumerate(blocks)).backward()
+        optimizer.step()
+        gains.append(optimizer.gains())
+    assert gains[0] == gains[1]

@@ -348,3 +348,17 @@ def test_compiled_is_eager(options):
         else:
             differs = found[name] != tensor
             assert differs.float().sum() <= 1e-2 * tensor.numel() + 1, name
+
+
+def test_what_an_earlier_compensation_held_is_not_added_later():
+    p = torch.ones(64, 64, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = SGDSaI([p], lr=1e-3, gain=1.0, weight_decay=0.0, momentum=0.0, rounding="kahan")
+    group = optimizer.param_groups[0]
+    take(optimizer, [p], [torch.ones_like(p)])
+    assert optimizer.state[p]["compensation"].abs().min() > 0
+    group["rounding"] = "nearest"
+    take(optimizer, [p], [torch.ones_like(p)])
+    assert "compensation" not in optimizer.state[p]
+    group["rounding"], before = "kahan", p.detach().clone()
+    take(optimizer, [p], [torch.zeros_like(p)])
+    assert torch.equal(p, before)

@@ -64,7 +64,9 @@ def gsnr(moments: Moments, eps: float = 0.0) -> float:
     return moments.norm / noise
 
 
-def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
+def moments(
+    tensors: Sequence[Tensor], limit: int = 2**20, total: int | None = None
+) -> list[Moments]:
     """Measures every tensor, with one host synchronisation for each device, or two.
 
     Tensors on the CPU that together are large are read once by a compiled loop in float64, where a
@@ -77,6 +79,8 @@ def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
     Args:
         tensors: real tensors of any floating dtype, shape and stride, none of them empty.
         limit: elements of a slice; the temporaries are one slice in float32 (or float64).
+        total: elements of all tensors that are measured alike, in this call or in others: it
+            decides whether the CPU's compiled loop pays; default those of this call.
 
     Returns:
         one record for each tensor, computed in float32 or wider and merged in float64.
@@ -87,7 +91,8 @@ def moments(tensors: Sequence[Tensor], limit: int = 2**20) -> list[Moments]:
     """
     found: dict[int, Moments] = {}
     on_cpu = [i for i, tensor in enumerate(tensors) if cpu_measures(tensor)]
-    if sum(tensors[i].numel() for i in on_cpu) >= SMALLEST_COMPILED:
+    here = sum(tensors[i].numel() for i in on_cpu)
+    if on_cpu and (here if total is None else total) >= SMALLEST_COMPILED:
         found |= zip(on_cpu, moments_in_one_read([tensors[i] for i in on_cpu]), strict=False)
     on_cuda = [i for i, tensor in enumerate(tensors) if _is_cuda(tensor)]
     by_norms = moments_by_norms([tensors[i] for i in on_cuda])

@@ -271,9 +271,10 @@ class SGDSaI(Optimizer):
         slots = self._slots()
         params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
-        limit = max(2**15, sum(param.numel() for param in params) // 1000)
+        numel = sum(param.numel() for param in params)
         return slots, Plan(
-            limit,
+            numel,
+            limit=max(2**15, numel // 1000),
             one_pass=one_pass_pays(self.param_groups),
             skips=any(group["skip_nonfinite"] for group in self.param_groups),
             normalizes=any(group["normalize"] for group in self.param_groups),
@@ -313,7 +314,7 @@ class SGDSaI(Optimizer):
         keep = self._whether_to_keep(blocks, plan.skips)
         grad_scale = getattr(self, "grad_scale", None)  # set by torch's GradScaler, as found_inf is
         waiting = [block for block in blocks if block.starts and block.grad.numel()]
-        starts = begin(waiting, keep, grad_scale, plan.limit) if waiting else {}
+        starts = begin(waiting, keep, grad_scale, plan) if waiting else {}
         if plan.normalizes:
             self._settle_largest_gain()
         work = []

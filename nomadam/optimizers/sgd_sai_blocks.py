@@ -22,6 +22,7 @@ class Slot(NamedTuple):
 class Plan(NamedTuple):
     """What all blocks of a step decide together."""
 
+    numel: int  # elements of all parameters
     limit: int  # elements of a temporary
     one_pass: bool  # whether the one-pass kernels are the default
     skips: bool  # whether a gradient that is not finite stops a step

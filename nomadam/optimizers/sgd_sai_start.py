@@ -9,7 +9,15 @@ from torch import Tensor
 from nomadam.numerics.moments import moments
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.options import refuse_names
-from nomadam.optimizers.sgd_sai_blocks import Block, Slot, gain_dtype, gain_of, is_measured, real
+from nomadam.optimizers.sgd_sai_blocks import (
+    Block,
+    Plan,
+    Slot,
+    gain_dtype,
+    gain_of,
+    is_measured,
+    real,
+)
 from nomadam.optimizers.sgd_sai_state import (
     is_stochastic,
     keeps_compensation,
@@ -30,7 +38,9 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
     if group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
         make_momentum(param, group["momentum_dtype"], state)
         starts = True  # or momentum was switched on in mid-course
-    if keeps_compensation(param, group["rounding"]) and "compensation" not in state:
+    if not keeps_compensation(param, group["rounding"]):
+        state.pop("compensation", None)  # of an earlier setting: it would be added again later
+    elif "compensation" not in state:
         state["compensation"] = torch.zeros_like(param.detach())
     grad = param.grad
     assert grad is not None
@@ -38,7 +48,7 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
 
 
 def begin(
-    waiting: Sequence[Block], keep: Tensor | None, grad_scale: Tensor | None, limit: int
+    waiting: Sequence[Block], keep: Tensor | None, grad_scale: Tensor | None, plan: Plan
 ) -> dict[int, bool]:
     """Measures the blocks that wait for an informative gradient, and gives them their gain.
 
@@ -48,7 +58,7 @@ def begin(
         waiting: blocks without a gain, or without a momentum.
         keep: a bool tensor, False where this step is to change nothing.
         grad_scale: what the gradients are divided by.
-        limit: elements that are worked on at a time.
+        plan: of the whole step, so that blocks taken one by one are measured as together.
 
     Returns:
         By index, of the blocks whose gradient is informative True: they start; of those whose
@@ -66,7 +76,8 @@ def begin(
     # Numbers of the device that the host needs travel along, as the largest of one element.
     along = [] if keep is None else [keep.float()]
     along += [] if grad_scale is None else [grad_scale]
-    found = moments([*(real(block.grad.detach()) for block in waiting), *along], limit)
+    grads = [real(block.grad.detach()) for block in waiting]
+    found = moments([*grads, *along], plan.limit, plan.numel)
     if keep is not None and not found[len(waiting)].informative:
         return {block.slot.index: False for block in waiting}
     scale = 1.0 if grad_scale is None else found[-1].largest
@@ -111,6 +122,7 @@ def draws_of(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> dict[i
     constant, and one on the device where a captured graph may replay the kernels.
     """
     draws: dict[int, Draw] = {}
+    steps: dict[Any, Tensor] = {}  # one for all blocks of a group on a device
     for block in blocks:
         slot, group = block.slot, block.slot.group
         if "momentum_scale" not in block.state and not is_stochastic(slot.param, group):
@@ -119,7 +131,8 @@ def draws_of(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> dict[i
         if one_pass and slot.param.is_cuda and not isinstance(step, Tensor):
             step = group["rounding_step"] = torch.tensor(step, device=slot.param.device)
         if isinstance(step, Tensor):
-            step = step.to(slot.param.device)
+            place = (id(group), slot.param.device)
+            step = steps.setdefault(place, step.to(slot.param.device))
         elif compiling:
             step = torch.tensor(step, device="cpu")
         draws[slot.index] = Draw(group["seed"], step, slot.index)
