@@ -5,7 +5,7 @@ import torch
 
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.sgd_sai_cpu import update_cpu
-from nomadam.optimizers.sgd_sai_update import Row
+from nomadam.optimizers.sgd_sai_update import Options, Row
 
 F32, BF16, F16, INT8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
 TOP = 127.0**2
@@ -104,7 +104,7 @@ def copy_of(row):
 def step(*rows, **options):
     """The kernel, on copies."""
     rows = [copy_of(row) for row in rows]
-    update_cpu([Row(**row) for row in rows], **(OPTIONS | options))
+    update_cpu([Row(**row) for row in rows], Options(**(OPTIONS | options)))
     return rows if len(rows) > 1 else rows[0]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.sgd_sai_triton import update_triton
-from nomadam.optimizers.sgd_sai_update import Row
+from nomadam.optimizers.sgd_sai_update import Options, Row
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -150,7 +150,7 @@ def copy_of(row, device=DEVICE):
 
 def launch(rows, update=update_triton, **options):
     """The kernel, or another path, in place."""
-    update([Row(**row) for row in rows], **(OPTIONS | options))
+    update([Row(**row) for row in rows], Options(**(OPTIONS | options)))
 
 
 def stepped(rows, **options):

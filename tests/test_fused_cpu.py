@@ -25,7 +25,7 @@ from one_pass_cpu import (
 
 from nomadam.optimizers import sgd_sai_cpu
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
-from nomadam.optimizers.sgd_sai_update import Row
+from nomadam.optimizers.sgd_sai_update import Options, Row
 
 pytestmark = pytest.mark.skipif(cpu_kernel(warn=False) is None, reason="needs a C++ compiler")
 
@@ -145,7 +145,7 @@ def test_nothing_outside_the_tensors_is_written():
         for name, tensor in whole.items():
             fenced[name][128 : 128 + tensor.numel()] = tensor
         inside = {k: fenced[k][128 : 128 + v.numel()] for k, v in whole.items()}
-        update_cpu([Row(**(row | inside))], **(OPTIONS))
+        update_cpu([Row(**(row | inside))], Options(**OPTIONS))
         for fence in fenced.values():
             assert (fence[:128] == 77).all() and (fence[-128:] == 77).all()
 
@@ -180,7 +180,7 @@ def test_one_call_and_no_operator_of_torch(monkeypatch):
     monkeypatch.setattr(sgd_sai_cpu, "cpu_kernel", lambda: counted)
     rows = [row_of(100, *mix) for mix in MIXES * 4]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        update_cpu([Row(**(row | {"stochastic": True})) for row in rows], **OPTIONS)
+        update_cpu([Row(**(row | {"stochastic": True})) for row in rows], Options(**OPTIONS))
     assert calls == [len(rows)]
     assert not [event.name for event in profile.events() if event.name.startswith("aten")]
 
@@ -191,7 +191,7 @@ def test_autograd_sees_that_tensors_were_changed():
     before = weight._version
     row = row_of(10) | {"param": weight}
     with torch.no_grad():
-        update_cpu([Row(**row)], **OPTIONS)
+        update_cpu([Row(**row)], Options(**OPTIONS))
     assert weight._version > before
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

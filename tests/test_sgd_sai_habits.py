@@ -1,6 +1,7 @@
 """How SGDSaI behaves in a training program: arguments, closures, memory, synchronisations."""
 
 import inspect
+import io
 import math
 import weakref
 
@@ -54,6 +55,7 @@ def test_the_signature_is_the_documented_one():
         ({"rounding": "up"}, "rounding must be .auto.*got .up."),
         ({"seed": -1}, r"seed must be an integer in \[0, 2\^64\), got -1"),
         ({"seed": 1.5}, "got 1.5"),
+        ({"seed": True}, "got True"),
         ({"differentiable": True, "momentum_dtype": "int8"}, "differentiable=True needs"),
         ({"fused": True, "foreach": True}, "exclude each other"),
         ({"foreach": True, "differentiable": True}, "exclude each other"),
@@ -94,6 +96,16 @@ def test_a_closure_is_called_once_with_gradients_enabled():
         for _ in range(3):
             assert optimizer.step(closure).item() > 0
     assert calls == [True] * 3
+
+
+def test_the_seed_of_another_library_is_saved_as_a_number():
+    np = pytest.importorskip("numpy")
+    optimizer = SGDSaI([torch.ones(3)], seed=np.uint64(2**63 + 1))
+    assert optimizer.param_groups[0]["seed"] == 2**63 + 1
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["param_groups"][0]["seed"] == 2**63 + 1
 
 
 @pytest.mark.parametrize("lr", [torch.tensor(0.1), torch.tensor([0.1]), 0.1])
@@ -248,6 +260,20 @@ def test_a_foreach_step_needs_one_percent_of_the_parameters(options, dtype):
         with PeakMemory(existing) as memory:
             optimizer.step()
         assert allowed <= memory.peak <= allowed + 0.01 * bytes_of_parameters
+
+
+def test_8_bits_need_as_little_for_a_weight_in_another_order():
+    # of all others, no more than a few temporaries of the limit
+    weight = torch.ones(2**11, 2**11, dtype=torch.bfloat16).t()
+    weight.grad = torch.rand(2**11, 2**11).to(torch.bfloat16)
+    rest = torch.ones(2**27, dtype=torch.bfloat16)
+    for foreach in (False, True):
+        optimizer = SGDSaI([weight, rest], foreach=foreach, momentum_dtype="int8")
+        optimizer.step()
+        existing = [weight, weight.grad, *optimizer.state[weight].values()]
+        with PeakMemory(existing) as memory:
+            optimizer.step()
+        assert 0 < memory.peak <= 0.01 * (weight.nbytes + rest.nbytes)
 
 
 def test_state_bytes_are_one_momentum_and_one_number():

@@ -307,6 +307,34 @@ def test_a_skipped_step_changes_no_code_and_no_scale(foreach):
     assert optimizer.skipped_steps == 1
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_changes_nothing_uses_no_draw(fused):
+    # torch's GradScaler leaves it out, or hands over `found_inf` where the step can take that
+    overflows, plain = (SGDSaI([torch.ones(64, 64)], momentum_dtype="int8") for _ in range(2))
+    overflows.param_groups[0]["fused"] = fused
+    overflows.found_inf = torch.ones(())
+    take(overflows, overflows.param_groups[0]["params"], [torch.full((64, 64), float("inf"))])
+    overflows.found_inf = torch.zeros(())
+    found = []
+    for optimizer in (overflows, plain):
+        for grads in gradients([("", torch.ones(64, 64))], 3):
+            take(optimizer, optimizer.param_groups[0]["params"], grads)
+        found.append(tensors(optimizer, [("", optimizer.param_groups[0]["params"][0])]))
+        assert optimizer.param_groups[0]["rounding_step"] == 3
+    assert_equal(*found)
+
+
+def test_a_compensation_is_loaded_in_the_order_of_its_parameter():
+    saved = trained(torch.bfloat16, rounding="kahan", momentum_dtype="int8")[0].state_dict()
+    index = list(SHAPES).index("matrix")
+    other = saved["state"][index]["compensation"]
+    saved["state"][index]["compensation"] = other.t().contiguous().t()
+    optimizer, named = trained(torch.bfloat16, 0, rounding="kahan", momentum_dtype="int8")
+    optimizer.load_state_dict(saved)
+    found = optimizer.state[named[index][1]]["compensation"]
+    assert found.is_contiguous() and torch.equal(found, other)
+
+
 def test_a_block_that_starts_late_gets_its_codes_then():
     p, q = (torch.ones(64, 64, requires_grad=True) for _ in range(2))
     optimizer = SGDSaI([p, q], momentum_dtype="int8")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 import torch
@@ -110,7 +110,7 @@ def check_storage(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"rounding must be 'auto', 'nearest', 'stochastic' or 'kahan', got {rounding!r}"
         )
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
         raise ValueError(f"seed must be an integer in [0, 2^64), got {seed!r}")
     if options["differentiable"] and (
         momentum_dtype == "int8" or rounding in ("stochastic", "kahan")
@@ -122,9 +122,9 @@ def check_storage(options: Mapping[str, Any]) -> None:
 
 
 def plain_numbers(options: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of other kinds (NumPy's) as floats: ``torch.load(weights_only=True)`` reads these."""
+    """NumPy's numbers and the like as Python's: ``torch.load(weights_only=True)`` reads these."""
     return {
-        name: float(value)
+        name: int(value) if isinstance(value, Integral) else float(value)
         for name, value in options.items()
         if _is_number(value) and type(value) not in (int, float)
     }

@@ -31,7 +31,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
 from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, update_fused
 from nomadam.optimizers.sgd_sai_start import begin, count_skipped, draws_of, make_block, rows_of
 from nomadam.optimizers.sgd_sai_state import restore_block
-from nomadam.optimizers.sgd_sai_update import Row, update_foreach, update_forloop
+from nomadam.optimizers.sgd_sai_update import Options, Row, update_foreach, update_forloop
 
 Gain = str | float | Mapping[str | int, float]
 
@@ -205,8 +205,7 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_blocks(*self._plan())
-        self._advance()
+        self._advance(self._step_blocks(*self._plan()))
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -280,21 +279,30 @@ class SGDSaI(Optimizer):
             normalizes=any(group["normalize"] for group in self.param_groups),
         )
 
-    def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> None:
-        """A step of these blocks, as far as they hold a gradient, and of no others."""
-        for update, rows, options in self._prepare(slots, plan, torch.compiler.is_compiling()):
-            update(rows, **options)
+    def _step_blocks(self, slots: Sequence[Slot], plan: Plan) -> Tensor | None:
+        """A step of these blocks, as far as they hold a gradient, and of no others.
+
+        Returns:
+            On the device whether it changed anything, where that was in question.
+        """
+        work, keep = self._prepare(slots, plan, torch.compiler.is_compiling())
+        for update, rows, options, limit in work:
+            update(rows, options, limit)
+        return keep
 
     @torch._disable_dynamo
-    def _advance(self) -> None:
-        """Ends a step: the next one draws other bits."""
+    def _advance(self, keep: Tensor | None = None) -> None:
+        """Ends a step: the next one draws other bits, unless this one changed nothing."""
         for group in self.param_groups:
-            group["rounding_step"] += 1  # in place where it is kept on the device
+            step, taken = group["rounding_step"], 1 if keep is None else keep
+            if isinstance(step, Tensor) and keep is not None:
+                taken = keep.to(step.device)
+            group["rounding_step"] += taken  # in place where it is kept on the device
 
     @torch._disable_dynamo
     def _prepare(
         self, slots: Sequence[Slot], plan: Plan, compiling: bool
-    ) -> list[tuple[Callable[..., None], list[Row], dict[str, Any]]]:
+    ) -> tuple[list[tuple[Callable[..., None], list[Row], Options, int | None]], Tensor | None]:
         """Makes state, starts new blocks, and says which function is to update what, and how.
 
         Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
@@ -320,26 +328,29 @@ class SGDSaI(Optimizer):
         work = []
         for i, mine in groups.items():
             group = mine[0].slot.group
-            shared: dict[str, Any] = {k: group[k] for k in ("weight_decay", "nesterov", "maximize")}
-            shared |= {"lr": learning_rate(group, compiling), "keep": keep}
-            whole = compiling or group["differentiable"]
-            shared |= {"grad_scale": grad_scale, "limit": None if whole else plan.limit}
+            options = Options(
+                learning_rate(group, compiling),
+                group["momentum"],
+                group["weight_decay"],
+                group["nesterov"],
+                group["maximize"],
+                keep,
+                grad_scale,
+            )
+            limit = None if compiling or group["differentiable"] else plan.limit
             goes_on = [b for b in mine if starts.get(b.slot.index) is None]
             begins = [b for b in mine if starts.get(b.slot.index)]
             # A momentum that begins keeps nothing of the zeros that it is made of.
-            from_zero = shared | {"momentum": 0.0}
+            from_zero = options._replace(momentum=0.0)
             if compiling and begins:  # at once, for the graph to be that of all later steps
-                in_place: dict[str, Any] = from_zero | {"lr": 0.0, "weight_decay": 0.0}
-                update_forloop(rows_of(begins, draws, 1.0, compiling=False), **in_place)
+                in_place = from_zero._replace(lr=0.0, weight_decay=0.0)
+                update_forloop(rows_of(begins, draws, 1.0, compiling=False), in_place)
                 goes_on, begins = sorted(goes_on + begins, key=lambda b: b.slot.index), []
-            for some, options in (
-                (goes_on, shared | {"momentum": group["momentum"]}),
-                (begins, from_zero),
-            ):
+            for some, theirs in (goes_on, options), (begins, from_zero):
                 if some:
                     rows = rows_of(some, draws, divisor(group), compiling)
-                    work.append((paths[i], rows, options))
-        return work
+                    work.append((paths[i], rows, theirs, limit))
+        return work, keep
 
     def _whether_to_keep(self, blocks: Sequence[Block], skips: bool) -> Tensor | None:
         """Whether this step is to change anything, on the device, where that is in question."""

@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from nomadam.numerics.blockwise import num_scales
 from nomadam.numerics.cpp_library import NoCompilerError, load_cpp, torch_fork
-from nomadam.optimizers.sgd_sai_update import Row
+from nomadam.optimizers.sgd_sai_update import Options, Row
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Laid out as `Row` and `Options` there.
@@ -114,22 +114,13 @@ def cpu_fits(tensors: Sequence[Tensor | None]) -> bool:
     )
 
 
-def update_cpu(
-    rows: Sequence[Row],
-    *,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool = False,
-    maximize: bool = False,
-    keep: Tensor | None = None,
-    grad_scale: float | Tensor | None = None,
-) -> None:
+def update_cpu(rows: Sequence[Row], options: Options) -> None:
     """The step of `update_forloop`, with the same arguments, for blocks that `cpu_fits` admits.
 
     One call works on all blocks at once, with as many threads as torch uses, and without the
     interpreter's lock. In float32; ``cpu_kernel()`` must not be None.
     """
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
     if keep is not None and not keep:
         return
     kernel = cpu_kernel()
@@ -158,11 +149,11 @@ def update_cpu(
             rounds and drawn is not None,
         )
     factor = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
-    options = _OPTIONS.pack(
+    numbers = _OPTIONS.pack(
         1 - momentum, 1 - rate * weight_decay, -factor if maximize else factor, nesterov
     )
     table = (ctypes.c_char * len(packed)).from_buffer(packed)
-    kernel.step(table, len(rows), options, kernel.fork, torch.get_num_threads())
+    kernel.step(table, len(rows), numbers, kernel.fork, torch.get_num_threads())
     increment_version([t for row in rows for t in _written(row) if t is not None])
 
 

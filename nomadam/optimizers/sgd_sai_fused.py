@@ -7,7 +7,7 @@ import torch
 
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
-from nomadam.optimizers.sgd_sai_update import Row, update_foreach
+from nomadam.optimizers.sgd_sai_update import Options, Row, update_foreach
 
 # On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes. The
 # other paths make temporaries of what is kept in low precision, and are many times slower there.
@@ -44,7 +44,7 @@ def check_fused(group: Mapping[str, Any]) -> None:
             raise ValueError("fused=True needs Triton on CUDA: pip install triton, or fused=None")
 
 
-def update_fused(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
+def update_fused(rows: Iterable[Row], options: Options, limit: int | None = None) -> None:
     """The step of `update_forloop`, with the same arguments, in one pass over memory.
 
     One kernel on each device takes the blocks whose tensors are contiguous and of a dtype that it
@@ -54,21 +54,18 @@ def update_fused(rows: Iterable[Row], *, limit: int | None = None, **options: An
     for row in rows:
         work.setdefault(_kernel_for(row), []).append(row)
     for (kernel, device), taken in work.items():
-        arguments = dict(options)
-        if kernel is update_foreach:
-            arguments["limit"] = limit
-        for name in ("keep", "grad_scale") if device is not None else ():
-            if arguments.get(name) is not None:
-                arguments[name] = arguments[name].to(device)
-        kernel(taken, **arguments)
+        if kernel is None:
+            update_foreach(taken, options, limit)
+        else:
+            kernel(taken, options.on(device))
 
 
-def _kernel_for(row: Row) -> tuple[Any, torch.device | None]:
-    """The function that takes a block, and the device that is a call of its own."""
+def _kernel_for(row: Row) -> tuple[Any, Any]:
+    """The kernel that takes a block, if any, and the device that is a call of its own."""
     param = row.param
     tensors = (param, row.grad, row.momentum_buffer, row.momentum_scale, row.compensation)
     if param.is_cpu and cpu_fits(tensors) and cpu_kernel() is not None:
-        return update_cpu, None
+        return update_cpu, param.device
     if param.is_cuda and triton_available() and triton_fits(tensors):
         return update_triton, param.device
-    return update_foreach, None
+    return None, None

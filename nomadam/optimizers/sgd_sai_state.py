@@ -84,7 +84,7 @@ def restore_block(slot: Slot, state: dict[str, Any], saved: Mapping[str, Any]) -
     if isinstance(saved.get("momentum_buffer"), Tensor):
         restore_momentum(param, slot.group["momentum_dtype"], state, saved)
     if isinstance(saved.get("compensation"), Tensor):
-        state["compensation"] = saved["compensation"].to(param.device, param.dtype, copy=True)
+        state["compensation"] = torch.zeros_like(param.detach()).copy_(saved["compensation"])
     if saved.get("gsnr") is not None:
         number = float(saved["gsnr"])
         number = number if 0.0 < number < math.inf else 0.0

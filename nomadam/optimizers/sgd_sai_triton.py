@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nomadam.numerics.rounding import MASK
-from nomadam.optimizers.sgd_sai_update import Row
+from nomadam.optimizers.sgd_sai_update import Options, Row
 
 # Elements that one program updates, and how many of them at a time.
 PROGRAM, TILE = 8192, 2048
@@ -92,7 +92,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return plain and tensor.is_contiguous() and not tensor.is_neg()
 
 
-def update_triton(rows: Sequence[Row], **options: Any) -> None:
+def update_triton(rows: Sequence[Row], options: Options) -> None:
     """The step of `update_forloop`, with the same arguments, in one launch.
 
     The kernel finds the tensors and the gains in a table on the device, which is kept, and sent
@@ -103,7 +103,7 @@ def update_triton(rows: Sequence[Row], **options: Any) -> None:
 
     Args:
         rows: that `triton_fits`, all on one device, their draws all of one step.
-        options: ``lr`` and all that follow there.
+        options: of all rows.
     """
     if not rows:
         return
@@ -129,27 +129,16 @@ def update_triton(rows: Sequence[Row], **options: Any) -> None:
     device = params[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         table = _table(device, columns, num_programs)
-        _launch(table, sorted(set(kinds)), steps[0] if steps else 0, **options)
+        _launch(table, sorted(set(kinds)), steps[0] if steps else 0, options)
     written = [*params, *momentum_buffers, *momentum_scales, *compensations]
     torch.autograd.graph.increment_version([t for t in written if t is not None])
 
 
-def _launch(
-    table: _Table,
-    kinds: list[int],
-    step: int | Tensor,
-    *,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool = False,
-    maximize: bool = False,
-    keep: Tensor | None = None,
-    grad_scale: Tensor | None = None,
-) -> None:
+def _launch(table: _Table, kinds: list[int], step: int | Tensor, options: Options) -> None:
     from nomadam.optimizers.sgd_sai_triton_kernels import update_rows
 
     kernel: Any = update_rows
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
     device = table.rows.device
     lr_number, lr_tensor = _number(lr, device)
     step_number, step_tensor = _number(step, device)

@@ -18,56 +18,67 @@ from nomadam.numerics.slices import packed, slices
 
 
 class Row(NamedTuple):
-    """What the update of one block, or of a piece of it, reads and writes: all real tensors."""
+    """What the update of one block, or of a piece of it, reads and writes.
+
+    Attributes:
+        param: real tensor of any shape and floating dtype.
+        grad: gradient, of the shape of ``param``; not modified.
+        momentum_buffer: holds the first gradient at the first step; ``None`` for a momentum of 0.
+        gain: number that multiplies the step, a float or a 0-d tensor on the host.
+        momentum_scale: the scales of an int8 ``momentum_buffer`` (see `quantize`).
+        compensation: bfloat16, what ``param`` lacks of the sum of its updates.
+        draw: names the random bits; ``None`` where all is rounded to nearest.
+        stochastic: bfloat16 is rounded with the draw too, and not the codes of int8 alone.
+    """
 
     param: Tensor
     grad: Tensor
     momentum_buffer: Tensor | None
     gain: float | Tensor
-    momentum_scale: Tensor | None
-    compensation: Tensor | None
-    draw: Draw | None
-    stochastic: bool
+    momentum_scale: Tensor | None = None
+    compensation: Tensor | None = None
+    draw: Draw | None = None
+    stochastic: bool = False
 
 
-def update_one(
-    param: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor | None,
-    gain: float | Tensor,
-    *,
-    momentum_scale: Tensor | None = None,
-    compensation: Tensor | None = None,
-    draw: Draw | None = None,
-    stochastic: bool = False,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool = False,
-    maximize: bool = False,
-    keep: Tensor | None = None,
-    grad_scale: Tensor | None = None,
-) -> None:
-    """One step of one block, in place on ``param`` and its state: the definition.
+class Options(NamedTuple):
+    """What the update of all rows of a call has in common.
 
-    Args:
-        param: real tensor of any shape and floating dtype; the arithmetic is done in its dtype, or
-            in float32 if that is wider, and rounded to the dtypes of storage at the end.
-        grad: gradient, of the shape of ``param``; not modified.
-        momentum_buffer: holds the first gradient at the first step; ``None`` for a momentum of 0.
-        gain: number that multiplies the step, a float or a 0-d tensor on the host.
-        momentum_scale: the scales of an int8 ``momentum_buffer`` (see `quantize`).
-        compensation: bfloat16, what ``param`` lacks of the sum of its updates; modified.
-        draw: names the random bits; ``None`` where all is rounded to nearest.
-        stochastic: bfloat16 is rounded with the draw too, and not the codes of int8 alone.
+    Attributes:
         lr: learning rate, a float or a 0-d tensor.
         momentum: coefficient of the moving average.
         weight_decay: decoupled decay coefficient.
         nesterov: step along ``momentum * m + (1 - momentum) * g``.
         maximize: ascend.
-        keep: a bool tensor on the device; where it is False, nothing changes.
-        grad_scale: a 0-d tensor on the device that the gradient is divided by.
+        keep: a bool tensor; where it is False, nothing changes.
+        grad_scale: a 0-d tensor that the gradient is divided by.
     """
+
+    lr: float | Tensor
+    momentum: float
+    weight_decay: float
+    nesterov: bool = False
+    maximize: bool = False
+    keep: Tensor | None = None
+    grad_scale: Tensor | None = None
+
+    def on(self, device: torch.device) -> "Options":
+        """The same for rows of a device, where the kernels read the tensors."""
+        keep, scale = self.keep, self.grad_scale
+        return self._replace(
+            keep=None if keep is None else keep.to(device),
+            grad_scale=None if scale is None else scale.to(device),
+        )
+
+
+def update_one(row: Row, options: Options) -> None:
+    """One step of one block, in place on its parameter and its state: the definition.
+
+    The arithmetic is done in the parameter's dtype, or in float32 if that is wider, and rounded to
+    the dtypes of storage at the end.
+    """
+    param, grad, momentum_buffer, gain, momentum_scale, compensation, draw, stochastic = row
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
     wide = torch.promote_types(param.dtype, torch.float32)
     copy = keep is not None
     half_p, half_m = _halves(param, momentum_buffer, draw, stochastic)
@@ -87,48 +98,42 @@ def update_one(
     _store_param(param, compensation, p, half_p, keep)
 
 
-def update_forloop(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
+def update_forloop(rows: Iterable[Row], options: Options, limit: int | None = None) -> None:
     """`update_one` for each row, cut to pieces of ``limit`` elements where it needs temporaries.
 
     Args:
         rows: of any mix of dtypes, devices and strides; their parameters and state are modified.
+        options: of all rows.
         limit: the most elements that are worked on at a time; ``None`` does not cut.
-        options: ``lr`` and all that follow in `update_one`.
     """
     for row in rows:
         for piece in [row] if _in_place(row, options) else _pieces(row, limit):
-            update_one(**piece._asdict(), **options)
+            update_one(piece, options)
 
 
-def update_foreach(rows: Iterable[Row], *, limit: int | None = None, **options: Any) -> None:
+def update_foreach(rows: Iterable[Row], options: Options, limit: int | None = None) -> None:
     """The step of `update_forloop`, with the same arguments, by kernels that take many tensors."""
     kinds: dict[Any, list[Row]] = {}
     for row in rows:
+        if limit is not None and _is_gathered(row):
+            update_forloop([row], options, limit)
+            continue
         stored = (row.param, row.grad, row.momentum_buffer, row.compensation)
         kind = (row.param.device, *(None if t is None else t.dtype for t in stored))
         kinds.setdefault((*kind, row.draw is None, row.stochastic), []).append(row)
     for alike in kinds.values():
         if limit is None or _in_place(alike[0], options):
-            _update_batch(alike, **options)
+            _update_batch(alike, options)
             continue
         room = _room(alike[0], limit)
         pieces = (piece for row in alike for piece in _pieces(row, limit))
         for batch in packed(pieces, lambda piece: piece.param.numel(), room):
-            _update_batch(batch, **options)
+            _update_batch(batch, options)
 
 
-def _update_batch(
-    rows: Sequence[Row],
-    *,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool = False,
-    maximize: bool = False,
-    keep: Tensor | None = None,
-    grad_scale: Tensor | None = None,
-) -> None:
+def _update_batch(rows: Sequence[Row], options: Options) -> None:
     """One list of the same dtypes; a function of its own, so that its temporaries end with it."""
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
     copy = keep is not None
     wide = torch.promote_types(rows[0].param.dtype, torch.float32)
     halves = [_halves(r.param, r.momentum_buffer, r.draw, r.stochastic) for r in rows]
@@ -154,13 +159,14 @@ def _update_batch(
         _store_param(row.param, row.compensation, new, half, keep)
 
 
-def _in_place(row: Row, options: dict[str, Any]) -> bool:
+def _in_place(row: Row, options: Options) -> bool:
     """Whether the update needs no temporaries: all is stored as it is computed."""
-    if options.get("nesterov") or options.get("maximize") or options.get("keep") is not None:
+    if options.nesterov or options.maximize:
         return False
     wide = torch.promote_types(row.param.dtype, torch.float32)
     stored = (row.param, row.grad, row.momentum_buffer)
-    return options.get("grad_scale") is None and all(t is None or t.dtype == wide for t in stored)
+    in_place = options.keep is None and options.grad_scale is None
+    return in_place and all(t is None or t.dtype == wide for t in stored)
 
 
 def _room(row: Row, limit: int) -> int:
@@ -185,26 +191,49 @@ def _pieces(row: Row, limit: int | None) -> Iterator[Row]:
         start += views[0].numel()
 
 
+def _is_gathered(row: Row) -> bool:
+    """Whether pieces are copies: what is stored beside 8 bits lies in another order than they."""
+    stored = (row.param, row.compensation)
+    return row.momentum_scale is not None and not all(map(_is_flat, stored))
+
+
+def _is_flat(tensor: Tensor | None) -> bool:
+    return tensor is None or tensor.is_contiguous()
+
+
 def _flat_pieces(row: Row, room: int) -> Iterator[Row]:
-    """Pieces that begin where a block of the 8-bit storage does."""
+    """Pieces that begin where a block of the 8-bit storage does; copies are written back."""
     assert row.momentum_buffer is not None and row.momentum_scale is not None
-    if not row.param.is_contiguous():
-        yield row
-        return
-    param, grad, numel = row.param.view(-1), row.grad.reshape(-1), row.param.numel()
-    compensation = None if row.compensation is None else row.compensation.view(-1)
-    step = max(BLOCK, room // BLOCK * BLOCK)
+    numel, step = row.param.numel(), max(BLOCK, room // BLOCK * BLOCK)
     for start in range(0, numel, step):
         stop = min(start + step, numel)
         codes, scales = cut(row.momentum_buffer, row.momentum_scale, start, stop)
-        piece = row._replace(
-            param=param[start:stop],
-            grad=grad[start:stop],
-            momentum_buffer=codes,
-            momentum_scale=scales,
-            compensation=None if compensation is None else compensation[start:stop],
+        lost = None if row.compensation is None else _flat_part(row.compensation, start, stop)
+        piece = Row(
+            _flat_part(row.param, start, stop),
+            _flat_part(row.grad, start, stop),
+            codes,
+            row.gain,
+            scales,
+            lost,
+            row.draw,
+            row.stochastic,
         )
         yield _moved(piece, start)
+        for whole, part in (row.param, piece.param), (row.compensation, lost):
+            if whole is not None and part is not None and not _is_flat(whole):
+                whole.put_(_indices(whole, start, stop), part)
+
+
+def _flat_part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Elements ``start`` to ``stop`` in row-major order: a view, or else a copy."""
+    if _is_flat(tensor):
+        return tensor.view(-1)[start:stop]
+    return tensor.take(_indices(tensor, start, stop))
+
+
+def _indices(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return torch.arange(start, stop, device=tensor.device)
 
 
 def _moved(row: Row, start: int) -> Row:
