@@ -110,7 +110,8 @@ def check_storage(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"rounding must be 'auto', 'nearest', 'stochastic' or 'kahan', got {rounding!r}"
         )
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be an integer in [0, 2^64), got {seed!r}")
     if options["differentiable"] and (
         momentum_dtype == "int8" or rounding in ("stochastic", "kahan")
