@@ -1,14 +1,8 @@
 """GPT-2 from scratch: the demonstration on a small computer, and the paper's own size."""
 
-import difflib
-from typing import TYPE_CHECKING, cast
-
-from nomadam.experiments.configuration import OptimizerChoice, Run
+from nomadam.experiments.configuration import Run
 from nomadam.experiments.language_model import GPT2Model, TokenData
-from nomadam.experiments.schedule import Schedule, ScheduleName
-
-if TYPE_CHECKING:
-    from nomadam.optimizers.baselines import Baseline
+from nomadam.experiments.optimizer_choice import choose_optimizer, schedule_for
 
 # The optimizers that the demonstration sets beside one another; the first is the reference.
 COMPARED = ("adamw", "sgdm", "sgd_sai")
@@ -38,7 +32,7 @@ def demo(optimizer: str = "sgd_sai") -> Run:
         >>> demo("adamw").optimizer.name
         'adamw'
     """
-    return _small(optimizer, _learning_rate(optimizer), name="gpt2_pretraining.demo")
+    return _small(optimizer, LEARNING_RATES.get(optimizer), name="gpt2_pretraining.demo")
 
 
 def demo_learning_rates() -> list[Run]:
@@ -55,17 +49,13 @@ def demo_learning_rates() -> list[Run]:
     ]
 
 
-def _small(optimizer: str, lr: float, *, name: str) -> Run:
+def _small(optimizer: str, lr: float | None, *, name: str) -> Run:
     return Run(
         name=name,
         model=GPT2Model(layers=4, heads=4, width=128),
         data=TokenData(source="stdlib", vocab_size=4096, context=64),
-        # Of the row: a coupled decay at these rates would have to be a thousand times smaller.
-        optimizer=OptimizerChoice(
-            name=optimizer, lr=lr, weight_decay=_row(optimizer).default_weight_decay
-        ),
-        # A schedule-free optimizer wants a constant rate after the warm-up.
-        schedule=Schedule(name=_schedule(optimizer), warmup_fraction=0.1),
+        optimizer=choose_optimizer(optimizer, lr=lr),
+        schedule=schedule_for(optimizer, warmup_fraction=0.1),
         # 1024 tokens a step: a tenth of a second on two cores.
         steps=500,
         batch_size=16,
@@ -92,15 +82,15 @@ def small_openwebtext(optimizer: str = "sgd_sai") -> Run:
         >>> run.batch_size * run.accumulation * run.data.tokens_per_row
         491520
     """
-    lr = 6e-4 if optimizer == "adamw" else _learning_rate(optimizer)
+    lr = 6e-4 if optimizer == "adamw" else LEARNING_RATES.get(optimizer)
     arguments = {"beta2": 0.95} if optimizer == "adamw" else {}
     return Run(
         name="gpt2_pretraining.small_openwebtext",
         model=GPT2Model(layers=12, heads=12, width=768),
         data=TokenData(source="Skylion007/openwebtext", vocab_size=50304, context=1024),
-        optimizer=OptimizerChoice(name=optimizer, lr=lr, weight_decay=0.1, arguments=arguments),
+        optimizer=choose_optimizer(optimizer, lr=lr, weight_decay=0.1, arguments=arguments),
         # Down to a tenth, 6e-5 for AdamW.
-        schedule=Schedule(name=_schedule(optimizer), warmup_steps=2000, final_fraction=0.1),
+        schedule=schedule_for(optimizer, warmup_steps=2000, final_fraction=0.1),
         steps=100_000,
         batch_size=12,
         accumulation=40,
@@ -109,23 +99,3 @@ def small_openwebtext(optimizer: str = "sgd_sai") -> Run:
         evaluation_batches=200,
         checkpoint_every=1000,
     )
-
-
-def _learning_rate(optimizer: str) -> float:
-    return LEARNING_RATES.get(optimizer) or _row(optimizer).default_lr
-
-
-def _schedule(optimizer: str) -> ScheduleName:
-    return cast(ScheduleName, _row(optimizer).schedule)
-
-
-def _row(optimizer: str) -> "Baseline":
-    # Imported here, since it loads torch.
-    from nomadam.optimizers.baselines import BASELINES
-
-    if optimizer not in BASELINES:
-        near = difflib.get_close_matches(optimizer, BASELINES, n=3, cutoff=0.4) or BASELINES
-        raise ValueError(
-            f"optimizer = {optimizer!r}: must be one that is known, such as " + ", ".join(near)
-        )
-    return BASELINES[optimizer]

@@ -1,10 +1,8 @@
 """A vision transformer from scratch: the demonstration on scikit-learn's digits."""
 
-from typing import cast
-
-from nomadam.experiments.configuration import OptimizerChoice, Run
+from nomadam.experiments.configuration import Run
 from nomadam.experiments.image_classification import ImageData, ViTModel
-from nomadam.experiments.schedule import Schedule, ScheduleName
+from nomadam.experiments.optimizer_choice import choose_optimizer, schedule_for
 
 # The optimizers that the demonstration sets beside one another; the first is the reference.
 COMPARED = ("adamw", "sgdm", "sgd_sai")
@@ -52,10 +50,6 @@ def demo_learning_rates() -> list[Run]:
 
 
 def _small(optimizer: str, lr: float | None, *, name: str) -> Run:
-    # Imported here, since it loads torch.
-    from nomadam.optimizers.baselines import find_baseline
-
-    row = find_baseline(optimizer, {})
     return Run(
         name=name,
         # At so small a width an initial deviation of 0.02 would cost hundreds of steps.
@@ -69,11 +63,8 @@ def _small(optimizer: str, lr: float | None, *, name: str) -> Run:
         ),
         # Every third image is held out: 1198 to train on and 599 to validate.
         data=ImageData(source="digits", validation_fraction=1 / 3, shift=0.125, rotation=10),
-        optimizer=OptimizerChoice(
-            name=optimizer, lr=lr or row.default_lr, weight_decay=row.default_weight_decay
-        ),
-        # A schedule-free optimizer wants a constant rate after the warm-up.
-        schedule=Schedule(name=cast(ScheduleName, row.schedule), warmup_fraction=0.1),
+        optimizer=choose_optimizer(optimizer, lr=lr),
+        schedule=schedule_for(optimizer, warmup_fraction=0.1),
         # About 40 passes over the training images.
         steps=1500,
         batch_size=32,
