@@ -1,0 +1,146 @@
+"""The optimizers to compare with: one row each."""
+
+from __future__ import annotations
+
+from nomadam.optimizers import libraries, state_bytes
+from nomadam.optimizers.adam_mini import mini_groups
+from nomadam.optimizers.baseline import Baseline
+from nomadam.optimizers.muon_pair import muon_groups
+from nomadam.optimizers.sgd_sai import SGDSaI
+
+ROWS = (
+    Baseline(
+        name="sgd_sai",
+        summary="SGD with a learning rate for each block, measured once at initialisation.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=SGDSaI,
+        count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="sgdm",
+        summary="SGD with EMA momentum (dampening = momentum: lr 10 here is 1 in torch's usual "
+        "form) and coupled decay.",
+        default_lr=1.0,
+        default_weight_decay=1e-4,
+        search_space={"lr": (3e-2, 3e1), "weight_decay": (1e-6, 1e-2)},
+        state_bytes_per_param=4,
+        make=libraries.sgdm,
+        count_state=state_bytes.momentum_state,
+    ),
+    Baseline(
+        name="sgdm_decoupled",
+        summary="SGDSaI with a gain of 1: sgdm with decoupled decay. At these learning rates the "
+        "decay has to be small: a step takes lr * weight_decay of each weight.",
+        package="nomadam",
+        default_lr=1.0,
+        default_weight_decay=1e-4,
+        search_space={"lr": (3e-2, 3e1), "weight_decay": (1e-6, 1e-2)},
+        state_bytes_per_param=4,
+        make=SGDSaI,
+        fixed={"gain": 1.0, "normalize": False, "eps": 0.0},
+        count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="adam",
+        summary="Adam with coupled decay (arXiv 1412.6980).",
+        default_lr=1e-3,
+        default_weight_decay=1e-4,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-6, 1e-2)},
+        state_bytes_per_param=8,
+        make=libraries.adam,
+        count_state=state_bytes.copies(2),
+    ),
+    Baseline(
+        name="adamw",
+        summary="Adam with decoupled decay (arXiv 1711.05101).",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=8,
+        make=libraries.adamw,
+        count_state=state_bytes.copies(2),
+    ),
+    Baseline(
+        name="adam_mini",
+        summary="Adam-mini (arXiv 2406.16793), our own: adam_mini 1.1.1 and pytorch_optimizer "
+        "4.1.0 find blocks by substrings of names, and give GPT-2's c_attn one block in all "
+        "instead of one for each head.",
+        package="nomadam",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=libraries.adam_mini,
+        groups=mini_groups,
+        count_state=state_bytes.adam_mini_state,
+    ),
+    Baseline(
+        name="prodigy",
+        summary="Prodigy (arXiv 2306.06101): finds the step size itself; keep lr at 1 and search "
+        "d_coef. One estimate for the whole model.",
+        package="prodigyopt>=1.1.2",
+        extra="baselines",
+        default_lr=1.0,
+        default_weight_decay=1e-1,
+        search_space={"d_coef": (1e-1, 1e1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=16,
+        make=libraries.prodigy,
+        count_state=state_bytes.prodigy_state,
+    ),
+    Baseline(
+        name="lion",
+        summary="Lion (arXiv 2302.06675): the sign of a momentum; its decay is about ten times "
+        "AdamW's, its learning rate a tenth.",
+        package="pytorch_optimizer>=4.0",
+        extra="baselines",
+        default_lr=1e-4,
+        default_weight_decay=1.0,
+        search_space={"lr": (3e-6, 3e-3), "weight_decay": (1e-2, 1e1)},
+        state_bytes_per_param=4,
+        make=libraries.lion,
+        count_state=state_bytes.copies(1),
+    ),
+    Baseline(
+        name="adafactor",
+        summary="Adafactor (arXiv 1804.04235, no first moment), lr relative to the size of the "
+        "weights. torch's default floor of 1.2e-7 under the mean squared gradient is above "
+        "usual gradients of a language model: 1e-15 here.",
+        default_lr=5e-2,
+        default_weight_decay=2e-3,
+        search_space={"lr": (1e-3, 1.0), "weight_decay": (1e-4, 1e-1)},
+        state_bytes_per_param=0,
+        make=libraries.adafactor,
+        count_state=state_bytes.adafactor_state,
+    ),
+    Baseline(
+        name="schedule_free_adamw",
+        summary="Schedule-free AdamW (arXiv 2405.15682): train() before steps, eval() before "
+        "evaluations. Its step overwrites the gradients.",
+        package="schedulefree>=1.4",
+        extra="baselines",
+        default_lr=3e-3,
+        default_weight_decay=3e-2,
+        search_space={"lr": (1e-4, 1e-1), "weight_decay": (1e-3, 1.0)},
+        schedule="constant",
+        state_bytes_per_param=8,
+        make=libraries.schedule_free_adamw,
+        count_state=state_bytes.copies(2),
+    ),
+    Baseline(
+        name="muon",
+        summary="Muon on hidden matrices, adjusted to AdamW's update size (arXiv 2502.16982), and "
+        "AdamW, at 8 bytes, on embeddings, output layer and vectors.",
+        package="torch>=2.9",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=libraries.muon,
+        groups=muon_groups,
+        count_state=state_bytes.muon_state,
+    ),
+)
