@@ -174,3 +174,21 @@ else:
             OSError: where it is locked already.
         """
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def default_cache_folder() -> Path:
+    """The user's cache folder for nomadam, by the platform's custom.
+
+    Raises:
+        RuntimeError: for a user without a home.
+
+    Example:
+        >>> default_cache_folder().name.lower() in ("nomadam", "cache")
+        True
+    """
+    home = Path.home()
+    if sys.platform == "win32":
+        return home / "AppData" / "Local" / "nomadam" / "Cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "nomadam"
+    return home / ".cache" / "nomadam"

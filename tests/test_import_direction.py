@@ -20,7 +20,7 @@ COMMAND_LINE = (
 )
 # What each layer may import beside itself. A layer is a folder or a file right under nomadam/.
 LAYERS = {
-    "numerics": set(),
+    "numerics": {"durable_files"},
     "optimizers": {"numerics"},
     "diagnostics": {"numerics"},
     "quantization": {"numerics"},
@@ -205,4 +205,4 @@ def test_importing_nomadam_loads_nothing_beyond_torch():
     assert not foreign, f"import nomadam also loads {sorted(foreign)}"
     assert not {name for name in after if name.split(".")[0] in TOO_HEAVY}
     layers = {name.split(".")[1] for name in added if name.startswith("nomadam.")}
-    assert layers <= {"numerics", "optimizers", "diagnostics", "quantization"}
+    assert layers <= {"numerics", "optimizers", "diagnostics", "quantization", "durable_files"}

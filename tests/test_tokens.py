@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 import torch
 
-from nomadam.durable_files import DiskFullError
+from nomadam.durable_files import DiskFullError, default_cache_folder
 from nomadam.experiments.data import byte_pairs, corpus, hugging_face
-from nomadam.experiments.data.tokens import TokenDataset, default_cache_folder, load_tokens
+from nomadam.experiments.data.tokens import TokenDataset, load_tokens
 
 WORDS = "the gain is a number that multiplies the step of every block in a network".split()
 
@@ -844,7 +844,7 @@ def test_a_dataset_checks_its_arrays():
         TokenDataset(train=np.arange(3), **(good | {"vocab_size": 0}))
 
 
-@pytest.mark.parametrize("name", ["corpus", "byte_pairs", "hugging_face", "tokens"])
+@pytest.mark.parametrize("name", ["corpus", "hugging_face", "tokens"])
 def test_examples(name):
     module = importlib.import_module(f"nomadam.experiments.data.{name}")
     results = doctest.testmod(module)

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from nomadam.durable_files import default_cache_folder
+
 COMPILERS = ("c++", "g++", "clang++")
 # Full speed without a change to what NaN and infinity mean: no -ffast-math.
 FLAGS = ["-std=c++14", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
@@ -41,7 +43,7 @@ def load_cpp(source: Path, folder: Path | None = None) -> ctypes.CDLL:
     reasons = []
     for command in _commands():
         try:
-            return _kept_or_made(command, source, folder or _cache_folder())
+            return _kept_or_made(command, source, folder or _default_folder())
         except (OSError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
             reasons.append(f"{' '.join(command)}: {said or error}")
@@ -119,11 +121,7 @@ def _keep(content: bytes, path: Path) -> None:
         raise
 
 
-def _cache_folder() -> Path | None:
-    """The user's cache folder for nomadam, by the platform's custom; None for a user without."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    custom = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return home / custom / "nomadam" / "compiled"
+def _default_folder() -> Path | None:
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return default_cache_folder() / "compiled"
+    return None

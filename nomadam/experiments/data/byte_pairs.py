@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -26,20 +25,6 @@ _FORMAT = 1
 _PARTS = ("tokenizer.json", "train.bin", "validation.bin")
 _BATCH_CHARACTERS = 2**22
 _ABANDONED_SECONDS = 86400.0
-
-
-def default_cache_folder() -> Path:
-    """The user's cache folder for nomadam, by the platform's custom.
-
-    >>> default_cache_folder().name.lower() in ("nomadam", "cache")
-    True
-    """
-    home = Path.home()
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "nomadam" / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "nomadam"
-    return home / ".cache" / "nomadam"
 
 
 def tokenized(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nomadam.durable_files import default_cache_folder
 from nomadam.experiments.data import byte_pairs, hugging_face
-from nomadam.experiments.data.byte_pairs import default_cache_folder
 from nomadam.experiments.data.corpus import (
     Corpus,
     standard_library,
@@ -25,7 +25,7 @@ from nomadam.experiments.data.corpus import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_VOCAB_SIZE", "TokenDataset", "default_cache_folder", "load_tokens"]
+__all__ = ["DEFAULT_VOCAB_SIZE", "TokenDataset", "load_tokens"]
 
 DEFAULT_VOCAB_SIZE = 4096
 _SCAN_TOKENS = 2**24
