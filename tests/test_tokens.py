@@ -470,7 +470,9 @@ def test_too_few_tokens_after_all(tmp_path, load):
     "source", ["", "./nowhere", "/no/such/place", "a/b/c", "~/nowhere\0", "x" * 5000 + "/", "../.."]
 )
 def test_a_source_that_is_nowhere(load, source, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "a" / "b"  # two below a folder that nobody else writes to
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     with pytest.raises(ValueError, match="data source"):
         load(source, max_bytes=10)
 
