@@ -233,11 +233,13 @@ def test_a_filter_moves_as_its_matrix_does_in_any_layout(layout):
 def test_other_tensors_of_many_dimensions_have_to_be_named():
     model = convolutional()
     model.register_parameter("position", nn.Parameter(torch.zeros(1, 4, 6)))
+    model.register_parameter("experts", nn.Parameter(torch.zeros(2, 4, 6)))
     arguments = {"head": "2.weight", "convolutions": "flatten"}
-    with pytest.raises(ValueError, match=r"position.*adamw="):
+    with pytest.raises(ValueError, match=r": experts; .*adamw="):
         muon_groups(model, 0.1, **arguments)
-    found = by_method(muon_groups(model, 0.1, **arguments, adamw="position"))
-    assert "position" in found["adamw"]
+    found = by_method(muon_groups(model, 0.1, **arguments, adamw="experts"))
+    # What is laid over the batch is no matrix, named or not.
+    assert {"experts", "position"} <= set(found["adamw"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch import nn
 from nomadam.optimizers.param_groups import (
     decay_groups,
     describe_groups,
+    is_laid_over_batch,
     scaled_param_groups,
     trainable_parameters,
 )
@@ -221,3 +222,55 @@ def test_biases_of_attention_and_parametrized_embeddings_do_not_decay():
     )
     groups = decay_groups(model, 0.1, decay_embeddings=False)
     assert [name for name, _ in groups[0]["params"]] == ["1.weight"]
+
+
+class Vision(nn.Module):
+    """What a vision transformer owns beside its layers, and maps that only look alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 6))
+        self.anything = nn.Parameter(torch.zeros(1, 5, 6))
+        self.table = nn.Parameter(torch.zeros(5, 6))
+        self.experts = nn.Parameter(torch.zeros(2, 6, 6))
+        self.patches = nn.Conv2d(3, 1, 2)
+        self.one_output = nn.Linear(6, 1)
+        self.pairs = nn.Bilinear(6, 6, 1)
+        self.attention = nn.MultiheadAttention(6, 2)
+
+
+def test_what_is_laid_over_the_batch_does_not_decay_whatever_its_name():
+    model = Vision()
+    groups = names(decay_groups(model, 0.1))
+    assert groups[0.0][:2] == ["cls_token", "anything"]
+    maps = ["table", "experts", "patches.weight", "one_output.weight", "pairs.weight"]
+    assert groups[0.1] == [*maps, "attention.in_proj_weight", "attention.out_proj.weight"]
+    found = [n for n, p, holders in trainable_parameters(model) if is_laid_over_batch(p, holders)]
+    assert found == ["cls_token", "anything"]
+
+
+def test_a_parametrized_map_of_one_output_decays():
+    model = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 1, 2))
+    direction = [n for n in names(decay_groups(model, 0.1))[0.1] if n.endswith("original1")]
+    assert len(direction) == 1
+
+
+def test_a_vision_transformer_of_transformers_keeps_its_token_and_its_positions():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    model = transformers.ViTForImageClassification(config)
+    decayed, kept = (names(decay_groups(model, 0.1))[value] for value in (0.1, 0.0))
+    assert [name for name in kept if "embeddings" in name] == [
+        "vit.embeddings.cls_token",
+        "vit.embeddings.position_embeddings",
+        "vit.embeddings.patch_embeddings.projection.bias",
+    ]
+    assert all(dict(model.named_parameters())[name].ndim in (2, 4) for name in decayed)

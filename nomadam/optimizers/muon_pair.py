@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from nomadam.optimizers.param_groups import EMBEDDINGS, decay_groups, trainable_parameters
+from nomadam.optimizers.param_groups import (
+    EMBEDDINGS,
+    decay_groups,
+    is_laid_over_batch,
+    trainable_parameters,
+)
 
 FILTERS = nn.modules.conv._ConvNd
 
@@ -159,14 +164,15 @@ def muon_groups(
     Hidden matrices are the weights of two dimensions outside embeddings (by module type) and
     outside the output layer, which has to be known: transformers' models name it themselves
     (`get_output_embeddings`), for others it is an argument. A tied weight is an embedding or an
-    output layer if one of the modules that hold it is. Decay is that of `decay_groups`.
+    output layer if one of the modules that hold it is. What is laid over the batch, as the class
+    token of a ViT (`is_laid_over_batch`), goes to AdamW. Decay is that of `decay_groups`.
 
     Args:
         model: The model. Frozen parameters are left out, tied weights come once.
         weight_decay: Decoupled decay of what decays, at least 0.
         head: Name of the output layer's weight, or several names, or `()` where there is none.
             Default None: ask the model.
-        adamw: Names of further weights that go to AdamW, as the position table of a ViT.
+        adamw: Names of further weights that go to AdamW.
         convolutions: `"refuse"` (default): convolution filters are an error; `"flatten"`: Muon
             takes them as `[channels out, everything else]`; `"adamw"`: they go to AdamW.
         decay_embeddings: Whether embeddings decay. Default True.
@@ -201,6 +207,8 @@ def muon_groups(
         embedding = any(isinstance(module, EMBEDDINGS) for module in holders)
         filter_bank = any(isinstance(module, FILTERS) for module in holders)
         if parameter in apart or embedding or parameter.ndim < 2:
+            continue
+        if is_laid_over_batch(parameter, holders):
             continue
         if parameter.ndim == 2:
             hidden.add(parameter)

@@ -13,6 +13,8 @@ from nomadam.optimizers.options import check_learning_rate, check_range
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# Layers whose weight is a linear map, even where it has one output and so a first dimension of 1.
+LINEAR_MAPS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, list[nn.Module]]]:
@@ -45,14 +47,41 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, 
             yield name, parameter, holders[parameter]
 
 
+def is_laid_over_batch(parameter: nn.Parameter, holders: list[nn.Module]) -> bool:
+    """Says whether a tensor is added to every row of a batch, and so is no linear map.
+
+    It is, where it has three or more dimensions of which the first, that of the batch, is 1:
+    `[1, tokens, width]`, as the class token and the position table of a vision transformer in
+    transformers and in timm, or `bias_k` of `nn.MultiheadAttention`. A weight of `nn.Linear`,
+    `nn.Bilinear` or a convolution never is, whatever its shape. A table without a dimension for
+    the batch, `[tokens, width]`, looks like a matrix and counts as one.
+
+    Args:
+        parameter: The tensor.
+        holders: The modules that own it, as `trainable_parameters` gives them.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.ParameterDict({"positions": torch.zeros(1, 17, 8), "map": torch.ones(8, 8)})
+        >>> [n for n, p, held in trainable_parameters(model) if is_laid_over_batch(p, held)]
+        ['positions']
+    """
+    linear = any(isinstance(module, LINEAR_MAPS) for module in holders)
+    return parameter.ndim >= 3 and parameter.shape[0] == 1 and not linear
+
+
 def decay_groups(
     model: nn.Module, weight_decay: float, *, decay_embeddings: bool = True
 ) -> list[dict[str, Any]]:
     """Splits a model into tensors that decay and tensors that do not.
 
     Tensors of two or more dimensions decay; norms (by module type, whatever the dimensions of
-    their weight), biases (by name) and everything below two dimensions do not. Embeddings (by
-    module type) follow `decay_embeddings`, and so does an output layer that is tied to one.
+    their weight), biases (by name), everything below two dimensions, and what is laid over the
+    batch (`is_laid_over_batch`: class tokens and position tables of `[1, tokens, width]`, as the
+    usual recipes for vision transformers have it) do not. Embeddings (by module type) follow
+    `decay_embeddings`, and so does an output layer that is tied to one. `describe_groups` shows
+    what came of it.
 
     Args:
         model: The model. Frozen parameters are left out, tied weights come once.
@@ -78,11 +107,11 @@ def decay_groups(
     decayed: list[tuple[str, nn.Parameter]] = []
     kept: list[tuple[str, nn.Parameter]] = []
     for name, parameter, holders in trainable_parameters(model):
-        last = name.rpartition(".")[2]
-        bias = last.endswith("bias") or last in ("bias_k", "bias_v")  # of attention, [1, 1, width]
+        bias = name.endswith("bias")
+        added = is_laid_over_batch(parameter, holders)
         norm = any(isinstance(module, NORMS) for module in holders)
         embedding = any(isinstance(module, EMBEDDINGS) for module in holders)
-        decays = parameter.ndim >= 2 and not bias and not norm
+        decays = parameter.ndim >= 2 and not (bias or added or norm)
         if embedding and not decay_embeddings:
             decays = False
         (decayed if decays else kept).append((name, parameter))
