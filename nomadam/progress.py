@@ -58,6 +58,15 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def stage(self, label: str, steps: int) -> "Progress":
+        """A line of its own for a training that comes before this one, in the same place."""
+        stage = Progress(label, steps, self.stream)
+        if self.bar is not None:
+            stage.bar = self.bar
+            fields = {"count": f"0/{steps}", "status": "starting", "left": ""}
+            stage.task = self.bar.add_task(label, total=steps, **fields)
+        return stage
+
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Show one step, given as its line of ``metrics.jsonl``."""
         step = record["step"]

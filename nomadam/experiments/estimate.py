@@ -104,7 +104,8 @@ def estimate(
 
     with tempfile.TemporaryDirectory(prefix="nomadam-") as folder:
         made = RunFolder(Path(folder, "run"))
-        result = train(probe, made.path, device=device, cache=cache, progress=measure)
+        options = {"device": device, "cache": cache, "progress": measure}
+        result = train(probe, made.path, first_stage=False, **options)
         data = made.read_json("run.json")["data"]
         environment = made.read_json("environment.json")
     if result["status"] != "finished":

@@ -12,6 +12,7 @@ import torch
 from nomadam.experiments import checkpoints, resources
 from nomadam.experiments.configuration import Run, to_json
 from nomadam.experiments.event_files import summary_writer
+from nomadam.experiments.first_stage import FirstStage
 from nomadam.optimizers.baselines import build_optimizer, find_baseline
 from nomadam.optimizers.gradient_release import GradientRelease, release_gradients
 from nomadam.runs import FORMAT, RunFolder, RunFolderError
@@ -36,6 +37,7 @@ class Parts:
         num_params: number of parameters, tied ones once.
         baseline_memory_mb: memory before the module was built.
         release: what steps the optimizer within the backward, None where the loop does.
+        first_stage: what the weights come from, None where they are fresh.
         step: the last step that is done.
         seconds: spent in training so far, over all its processes one after another.
     """
@@ -51,6 +53,7 @@ class Parts:
     num_params: int
     baseline_memory_mb: float | None
     release: GradientRelease | None
+    first_stage: FirstStage | None = None
     step: int = 0
     seconds: float = 0.0
 
@@ -92,6 +95,7 @@ def _weightless(run: Run) -> torch.nn.Module | None:
     shape = {
         name: getattr(run.data, name, STAND_IN)
         for name in inspect.signature(run.model.build).parameters
+        if name != "pretrained"
     }
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -187,16 +191,23 @@ def make_accelerator(run: Run, device: Device) -> Any:
 
 
 def prepare(
-    run: Run, home: RunFolder, accelerator: Any, cache: str | Path | None, again: bool
+    run: Run,
+    home: RunFolder,
+    accelerator: Any,
+    cache: str | Path | None,
+    again: bool,
+    first_stage: FirstStage | None = None,
 ) -> Parts:
     """Load the data, build model and optimizer, and take up what the folder holds."""
     with accelerator.main_process_first():
         dataset = run.data.load(None if cache is None else Path(cache))
+    _check_tokenizer(dataset, first_stage)
     device = accelerator.device
     resources.reset_peak_memory(device)
     baseline_memory_mb = resources.memory_mb(device)
     checkpoints.seed_everything(run.seed)
-    module = run.model.build(**run.data.shape(dataset))
+    pretrained = {} if first_stage is None else {"pretrained": first_stage.folder}
+    module = run.model.build(**run.data.shape(dataset), **pretrained)
     module.to(device, torch.bfloat16 if run.precision == "bf16" else None)
     optimizer = _optimizer(run, module)
     parts = Parts(
@@ -211,6 +222,7 @@ def prepare(
         num_params=sum(parameter.numel() for parameter in module.parameters()),
         baseline_memory_mb=baseline_memory_mb,
         release=_release(run, module, optimizer),
+        first_stage=first_stage,
     )
     checkpoints.seed_everything((run.seed + accelerator.process_index) % 2**32)
     found = [_open_folder(parts, again)] if parts.is_main else [None]
@@ -221,6 +233,17 @@ def prepare(
     if found[0] is not None:
         _take_up(parts, Path(found[0]))
     return parts
+
+
+def _check_tokenizer(dataset: Any, first_stage: FirstStage | None) -> None:
+    """Refuse tokens whose numbers mean other text than they did in the first stage."""
+    theirs = first_stage.tokenizer_sha256 if first_stage is not None else None
+    own = dataset.description.get("tokenizer_sha256")
+    if first_stage is not None and theirs is not None and own is not None and own != theirs:
+        raise RunFolderError(
+            f"the data's tokenizer (SHA-256 {own}) is not that of the first stage in "
+            f"{first_stage.folder} ({theirs}); delete that folder to train it again"
+        )
 
 
 def _take_up(parts: Parts, checkpoint: Path) -> None:
@@ -250,6 +273,12 @@ def _open_folder(parts: Parts, again: bool) -> str | None:
                 f"the data of {home.path} have changed since it was begun (SHA-256 {then} then, "
                 f"{now} now); begin again in another folder, or here with again=True (--again)"
             )
+    stage = parts.first_stage.description if parts.first_stage is not None else None
+    if checkpoint is not None and held is not None and held.get("first_stage") != stage:
+        raise RunFolderError(
+            f"the first stage of {home.path} is another one than when it was begun; begin again in "
+            "another folder, or here with again=True (--again)"
+        )
     home.keep_metrics(checkpoint[0] if checkpoint else 0)
     home.write_json(
         "run.json",
@@ -259,6 +288,7 @@ def _open_folder(parts: Parts, again: bool) -> str | None:
             "data": description,
             "num_params": parts.num_params,
             "optimizer_summary": _summary(parts.optimizer),
+            **({} if stage is None else {"first_stage": stage}),
         },
     )
     surroundings = resources.environment(parts.accelerator.device)

@@ -30,6 +30,8 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
         parts.home.write_json("gains.json", {"blocks": _blocks(parts.module, gains())})
     state_bytes = optimizer_state_bytes(parts.optimizer)
     last = metrics[-1]
+    stage = parts.first_stage
+    first_stage = {} if stage is None else {"first_stage_validation_loss": stage.validation_loss}
     parts.home.write_json(
         "result.json",
         {
@@ -50,6 +52,7 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
             "seconds": last["seconds"],
             "tokens": last["tokens"],
             "diverged_at_step": diverged_at,
+            **first_stage,
         },
     )
 

@@ -13,6 +13,7 @@ import torch
 from nomadam.experiments.checkpoints import random_state, restore_random_state, write_checkpoint
 from nomadam.experiments.configuration import Run, differing_fields, to_json
 from nomadam.experiments.event_files import event_files, summary_writer
+from nomadam.experiments.first_stage import complete_first_stage
 from nomadam.experiments.interruption import StopSignals
 from nomadam.experiments.preparation import (
     Device,
@@ -35,12 +36,15 @@ def train(
     progress: Callable[[Mapping[str, Any]], None] | None = None,
     again: bool = False,
     tensorboard: bool = False,
+    first_stage: bool = True,
 ) -> dict[str, Any]:
     """Train as a Run says, in a run folder, going on from what the folder holds.
 
     A folder with a result is left as it is and its result returned. One with a checkpoint of the
     same Run goes on from there, and ends with the weights and metrics of a training that was never
-    stopped, bit for bit on a CPU with the same number of threads.
+    stopped, bit for bit on a CPU with the same number of threads. Where the Run starts from the
+    weights of another one, its first stage, that one's folder is looked for beside this one, and
+    trained there first where it is missing or unfinished.
 
     Args:
         run: what to train.
@@ -50,6 +54,7 @@ def train(
         progress: called with the record of each step, as it stands in ``metrics.jsonl``.
         again: train from the beginning though the folder holds this Run already.
         tensorboard: write TensorBoard event files as well.
+        first_stage: False starts from fresh weights in any case, to measure the cost alone.
 
     Returns:
         The content of ``result.json``; its ``status`` is ``finished``, or ``diverged`` where a loss
@@ -87,7 +92,13 @@ def train(
         if accelerator.is_main_process:
             stack.enter_context(home.locked())
         try:
-            parts = prepare(run, home, accelerator, cache, again)
+            stage = None
+            if first_stage:
+                options = {"device": device, "cache": cache, "progress": progress}
+                stage = complete_first_stage(run, home, accelerator, train, **options)
+            if stage is not None:
+                accelerator = make_accelerator(run, device)  # its training had one of its own
+            parts = prepare(run, home, accelerator, cache, again, stage)
             with StopSignals() as stop:
                 diverged_at = _loop(parts, stop, progress, tensorboard)
         except Interrupted:
