@@ -169,3 +169,18 @@ def test_profile_measures_this_machine(capsys):
 def test_profile_refuses_what_it_does_not_know(capsys, words, message):
     code, out, err = profile(capsys, *words)
     assert code == 2 and message in err and out == ""
+
+
+def test_runs_are_kept_without_their_weights_and_with_their_evaluations(script, tmp_path):
+    made = tmp_path / "runs" / "demo-1"
+    (made / "checkpoints").mkdir(parents=True)
+    for name in ("run", "environment", "result"):
+        (made / f"{name}.json").write_text("{}")
+    rows = [{"step": 1}, {"step": 2, "validation_loss": 0.5}, {"step": 3}]
+    (made / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "runs" / "unfinished").mkdir()
+    assert script("keep_runs").keep([tmp_path / "runs"], tmp_path / "kept") == 1
+    (kept,) = (tmp_path / "kept").iterdir()
+    names = {"run.json", "environment.json", "result.json", "metrics.jsonl"}
+    assert {path.name for path in kept.iterdir()} == names
+    assert json.loads((kept / "metrics.jsonl").read_text()) == rows[1]
