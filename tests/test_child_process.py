@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nomadam.experiments.child_process import explain, run_in_child
+from nomadam.experiments.child_process import explain, run_in_child, run_in_children
 
 
 def answer(a, b):
@@ -100,6 +100,38 @@ def test_child_of_a_killed_parent_is_interrupted(tmp_path):
     parent.kill()
     parent.wait()
     wait_for(tmp_path / "saved")
+
+
+def meet(folder, mine, other):
+    (folder / mine).touch()
+    wait_for(folder / other)
+    return mine
+
+
+def test_several_calls_run_at_once_and_are_answered_in_order(tmp_path):
+    outcomes = run_in_children(meet, [(tmp_path, "a", "b"), (tmp_path, "b", "a")])
+    assert [outcome.value for outcome in outcomes] == ["a", "b"]
+    outcomes = run_in_children(answer, [(1, 2), (1, "2"), (3, 4)])
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+
+
+def interrupt_parent_when_all_are_there(parent, folder, mine, other):
+    try:
+        meet(folder, mine, other)
+        if mine == "a":
+            os.kill(parent, signal.SIGINT)
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        (folder / f"{mine} saved").touch()
+        raise
+
+
+def test_an_interruption_reaches_all_children(tmp_path):
+    calls = [(os.getpid(), tmp_path, *names) for names in ("ab", "ba")]
+    with pytest.raises(KeyboardInterrupt):
+        run_in_children(interrupt_parent_when_all_are_there, calls)
+    assert (tmp_path / "a saved").exists() and (tmp_path / "b saved").exists()
 
 
 def test_explanations_are_for_readers():

@@ -1,4 +1,4 @@
-"""Call a function in a fresh process, so that its memory is its own and its crash ends only it."""
+"""Call a function in fresh processes, so that its memory is its own and its crash ends only it."""
 
 import contextlib
 import multiprocessing
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -67,55 +67,114 @@ def run_in_child(function: Callable[..., Any], *arguments: Any) -> Outcome:
         KeyboardInterrupt: this process or the child was interrupted; the child has ended by then.
             Its message is that of the child's ``KeyboardInterrupt``.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, function, arguments))
-    # The child inherits that SIGINT is ignored, until it is ready to answer it in good order.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    sender.close()
-    try:
-        outcome = _listen(receiver, process)
-    finally:
-        if process.is_alive():
-            process.kill()
-        process.join()
-        receiver.close()
-    return outcome
+    return run_in_children(function, [arguments])[0]
 
 
-def _listen(receiver: Connection, process: Any) -> Outcome:
-    """Wait for the child's end; pass one interruption on, leave at the second."""
-    ready = interrupted = False
-    outcome = None
-    while outcome is None:
-        try:
-            multiprocessing.connection.wait([receiver])
-        except KeyboardInterrupt:
-            # Its first message may have come without having been read.
-            if interrupted or not (ready or receiver.poll()):
-                raise
-            interrupted = True
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
-            continue
-        try:
-            message = receiver.recv()
-        except (EOFError, OSError):
-            break
-        if message == "ready":
-            ready = True
-        else:
-            outcome = message
-    process.join()
-    if isinstance(outcome, str):
-        raise KeyboardInterrupt(outcome)
+def run_in_children(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> list[Outcome]:
+    """Make several calls at once, each in a fresh interpreter, and wait for all of them.
+
+    Args:
+        function: as `run_in_child` takes it.
+        calls: the arguments of each call.
+
+    Returns:
+        An Outcome a call, in their order.
+
+    Raises:
+        KeyboardInterrupt: as `run_in_child`; all children have ended by then.
+    """
+    children: list[_Child] = []
+    try:
+        for arguments in calls:
+            children.append(_Child(function, arguments))
+        interrupted = _listen(children)
+    finally:
+        for child in children:
+            child.close()
+    words = [child.outcome for child in children if isinstance(child.outcome, str)]
+    if words:
+        raise KeyboardInterrupt(words[0])
     if interrupted:
         raise KeyboardInterrupt
-    return outcome or Outcome(error=_how_it_ended(process.exitcode))
+    return [
+        child.outcome
+        if isinstance(child.outcome, Outcome)
+        else Outcome(error=_how_it_ended(child.process.exitcode or 0))
+        for child in children
+    ]
+
+
+class _Child:
+    """A process that makes one call, and what has come from it so far."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child, args=(sender, function, arguments))
+        self.ready = self.ended = False
+        self.outcome: Outcome | str | None = None
+        # The child inherits that SIGINT is ignored, until it is ready to answer it in good order.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        sender.close()
+
+    def read(self) -> None:
+        """Take its next message, or its end."""
+        try:
+            message = self.receiver.recv()
+        except (EOFError, OSError):
+            self.ended = True
+            return
+        if message == "ready":
+            self.ready = True
+        else:
+            self.outcome, self.ended = message, True
+
+    def interrupt(self) -> None:
+        """Pass an interruption on; one that can not answer yet has nothing to lose."""
+        # Its first message may have come without having been read.
+        if self.ready or self.receiver.poll():
+            assert self.process.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
+        else:
+            self.process.kill()
+
+    def close(self) -> None:
+        """Have it end."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.receiver.close()
+
+
+def _listen(children: Sequence[_Child]) -> bool:
+    """Wait for the end of all; pass one interruption on, leave at the second.
+
+    Returns whether there was one.
+    """
+    interrupted = False
+    while running := [child for child in children if not child.ended]:
+        try:
+            multiprocessing.connection.wait([child.receiver for child in running])
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            for child in running:
+                child.interrupt()
+            continue
+        for child in running:
+            if child.receiver.poll():
+                child.read()
+    for child in children:
+        child.process.join()
+    return interrupted
 
 
 def _how_it_ended(exitcode: int) -> str:
