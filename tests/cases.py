@@ -139,7 +139,7 @@ LIBRARIES = [
         keeps_gradients=name != "schedule_free_adamw",  # as its row in BASELINES says
     )
     for name, row in BASELINES.items()
-    if name != "sgd_sai"
+    if name != "sgd_sai" and not row.needs_lora
 ]
 
 CASES = [*SGD_SAI, *LIBRARIES]

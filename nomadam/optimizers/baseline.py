@@ -34,6 +34,7 @@ class Baseline:
         groups: `groups(model, weight_decay, **arguments)` splits the model.
         fixed: Arguments of `make` that make it this row, and are not for the caller.
         count_state: `count_state(model, arguments)` is the state in bytes.
+        needs_lora: Whether it is for models with LoRA layers of peft alone.
 
     Examples:
         >>> from nomadam.optimizers.baselines import BASELINES
@@ -57,6 +58,7 @@ class Baseline:
     groups: Callable[..., list[dict[str, Any]]] = decay_groups
     fixed: Mapping[str, Any] = field(default_factory=dict)
     count_state: Callable[[nn.Module, dict[str, Any]], int]
+    needs_lora: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Lists what `build_optimizer` takes for this row beside `lr` and `weight_decay`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nomadam.optimizers import libraries, state_bytes
+from nomadam.optimizers import libraries, scaled_lora, state_bytes
 from nomadam.optimizers.adam_mini import mini_groups
 from nomadam.optimizers.baseline import Baseline
 from nomadam.optimizers.muon_pair import muon_groups
@@ -142,5 +142,35 @@ ROWS = (
         make=libraries.muon,
         groups=muon_groups,
         count_state=state_bytes.muon_state,
+    ),
+    Baseline(
+        name="scaled_sgd",
+        summary="SGD behind the Riemannian preconditioner of LoRA pairs (arXiv 2402.02347), our "
+        "own: for models with LoRA layers of peft alone.",
+        package="peft",
+        extra="lab",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (1e-4, 1.0), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=0,
+        make=scaled_lora.scaled_sgd,
+        groups=scaled_lora.lora_groups,
+        count_state=state_bytes.momentum_state,
+        needs_lora=True,
+    ),
+    Baseline(
+        name="scaled_adamw",
+        summary="AdamW behind the Riemannian preconditioner of LoRA pairs (arXiv 2402.02347), our "
+        "own: for models with LoRA layers of peft alone.",
+        package="peft",
+        extra="lab",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=8,
+        make=scaled_lora.scaled_adamw,
+        groups=scaled_lora.lora_groups,
+        count_state=state_bytes.copies(2),
+        needs_lora=True,
     ),
 )
