@@ -1,0 +1,222 @@
+"""Fair tuning: for each optimizer the same number of trials of its own search space, on optuna.
+
+Every trial is an ordinary run folder with the tuning seed, trained to its end: early leaders are
+not final leaders, so none is pruned. The finals take other seeds (`nomadam.experiments.finals`).
+"""
+
+import contextlib
+import functools
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nomadam.experiments.child_process import Outcome, run_in_child, run_in_children
+from nomadam.experiments.comparison import Arm, check_arms, ended_result, train_arm
+from nomadam.experiments.search_spaces import Search, Values, shown, suggested
+from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker
+from nomadam.experiments.trial_storage import open_storage, open_study, sqlite_url
+from nomadam.experiments.tuning_plan import Tuning
+from nomadam.experiments.tuning_summary import SUMMARY, summary_of
+from nomadam.runs import FolderInUseError, RunFolder, refuse_file
+
+POLL_SECONDS = 2.0
+
+
+def tune(
+    tuning: Tuning,
+    *,
+    storage: str | None = None,
+    workers: int = 1,
+    options: Mapping[str, Any],
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train all trials, each in a fresh process, and write the summary.
+
+    Started again, or on several machines at once with one database, it goes on: a trial that has
+    ended is not trained again, and one whose process has died is taken up at its checkpoint.
+
+    Args:
+        tuning: from `plan_tuning`.
+        storage: URL of the database; default an SQLite file in the tuning's folder.
+        workers: processes that train side by side here, at least 1.
+        options: keyword arguments of ``train``: device, cache.
+        make_progress: makes a progress line from label and steps; a picklable callable.
+        tell: takes a line about a trial that has ended; a picklable callable.
+
+    Returns:
+        The content of ``tuning.json``.
+
+    Raises:
+        ValueError: before any work: what can not be trained, a storage that can not be opened, a
+            study that holds another search.
+        RuntimeError: a worker failed.
+        KeyboardInterrupt: interrupted; the trials in training have written their checkpoints.
+    """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: must be at least 1")
+    refuse_file(tuning.folder)
+    _check_folder(tuning)
+    first = [tuning.arm(each, 0, each.values(0)) for each in tuning.searches]
+    outcome = run_in_child(check_arms, first, dict(options))
+    if outcome.error is not None:
+        raise (ValueError if outcome.bad_input else RuntimeError)(outcome.error)
+    tuning.folder.mkdir(parents=True, exist_ok=True)
+    url = storage or sqlite_url(tuning.folder / "tuning.db")
+    with _quiet():
+        with _alone(tuning.folder, "opening its database"):
+            opened = open_storage(url)
+            studies = [
+                open_study(opened, _study_name(tuning, each), each.plan) for each in tuning.searches
+            ]
+        call = (tuning, url, uuid.uuid4().hex, workers, dict(options), make_progress, tell)
+        if workers == 1:
+            work(*call)
+        else:
+            _raise_first(run_in_children(work, [call] * workers))
+        summary = summary_of(tuning, studies)
+    with _alone(tuning.folder, "summing up"):
+        RunFolder(tuning.folder).write_json(SUMMARY, summary)
+    return summary
+
+
+def _check_folder(tuning: Tuning) -> None:
+    if (tuning.folder / "run.json").exists():
+        raise ValueError(f"{tuning.folder} holds a run, so a tuning can not be put there")
+
+
+def _raise_first(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise (ValueError if outcome.bad_input else RuntimeError)(outcome.error)
+
+
+def _study_name(tuning: Tuning, search: Search) -> str:
+    # Of the folder's own name, so that the same command finds it on every machine.
+    return f"{tuning.folder.resolve().name}/{search.label}"
+
+
+def work(
+    tuning: Tuning,
+    url: str,
+    session: str,
+    workers: int,
+    options: dict[str, Any],
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[str], None],
+) -> None:
+    """Take trials until all have ended, here or elsewhere; what a worker process does."""
+    with _quiet(), Worker(tuning.folder, session) as worker:
+        storage = open_storage(url)
+        shared = [
+            SharedTrials(
+                search=search,
+                budget=tuning.budget,
+                study=open_study(storage, _study_name(tuning, search), search.plan),
+                worker=worker,
+                suggest=functools.partial(_suggest, tuning, search),
+            )
+            for search in tuning.searches
+        ]
+        train = functools.partial(_train, tuning, options, make_progress, workers)
+        waiting = False
+        while unfinished := [trials for trials in shared if trials.open_slots()]:
+            # The one that is least far first, so that what is interrupted can be compared.
+            unfinished.sort(key=lambda trials: len(trials.current()))
+            claims = ((trials, trials.claim()) for trials in unfinished)
+            taken = next(((trials, claim) for trials, claim in claims if claim is not None), None)
+            if taken is not None:
+                tell(_train_claim(*taken, train))
+                waiting = False
+                continue
+            if not waiting:
+                count = sum(len(trials.open_slots()) for trials in unfinished)
+                tell(f"waiting for {count} trial{'s' * (count != 1)} in training elsewhere")
+            waiting = True
+            time.sleep(POLL_SECONDS)
+
+
+def _suggest(tuning: Tuning, search: Search, slot: int, trials: Sequence[Any]) -> Values:
+    if tuning.sampler == "tpe":
+        return suggested(search, slot, tuning.budget, trials)
+    return search.values(slot)
+
+
+def _train(
+    tuning: Tuning,
+    options: dict[str, Any],
+    make_progress: Callable[[str, int], Any],
+    workers: int,
+    search: Search,
+    claim: Claim,
+) -> Outcome:
+    """Train the Run of a claim in a fresh process, unless it has ended before."""
+    arm = tuning.arm(search, claim.slot, claim.values)
+    # The process that had it before may still be writing its checkpoint.
+    with _alone(arm.folder, "training"):
+        result = ended_result(arm)
+    if result is not None:
+        return Outcome(value=result)
+    return run_in_child(train_beside, arm, options, make_progress, workers)
+
+
+def train_beside(
+    arm: Arm, options: dict[str, Any], make_progress: Callable[[str, int], Any], workers: int
+) -> dict[str, Any]:
+    """Train an arm in this process with its share of the processor; called in a child process."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    return train_arm(arm, options, make_progress)
+
+
+def _train_claim(
+    trials: SharedTrials, claim: Claim, train: Callable[[Search, Claim], Outcome]
+) -> str:
+    """Train a claim, record what became of it, and put that into a line."""
+    search = trials.search
+    title = f"{search.label} {claim.slot + 1}/{trials.budget} ({shown(claim.values)})"
+    try:
+        with trials.kept_alive():
+            outcome = train(search, claim)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            trials.give_back(claim)
+        raise
+    if outcome.error is not None:
+        trials.give_back(claim, outcome.error, last=outcome.bad_input)
+        return f"{title}: failed: {outcome.error}"
+    loss = outcome.value["validation_loss"] if outcome.value["status"] == "finished" else None
+    counts = trials.finish(claim, loss)
+    words = f"validation loss {loss:.4f}" if loss is not None else "diverged"
+    return f"{title}: {words}" + ("" if counts else ", recorded by another process")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, doing: str) -> Iterator[None]:
+    """A context in which this process has a folder's lock; it waits for it."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(RunFolder(folder).locked(doing))
+                break
+            except FolderInUseError:
+                time.sleep(POLL_SECONDS / 4)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which optuna does not write its own lines about every trial."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError('tuning needs optuna: pip install "nomadam[lab]"') from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

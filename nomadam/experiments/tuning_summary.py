@@ -1,0 +1,159 @@
+"""What a tuning has found: its summary file, and the Runs of the finals that are made from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nomadam.experiments.configuration import Run, differing_fields, override, to_json
+from nomadam.experiments.search_spaces import Search
+from nomadam.experiments.shared_trials import current_attempts
+from nomadam.experiments.tuning_plan import Tuning, plan_tuning
+from nomadam.runs import RunFolder
+
+FORMAT = 1
+SUMMARY = "tuning.json"
+
+
+def summary_of(tuning: Tuning, studies: Sequence[Any]) -> dict[str, Any]:
+    """Sum up what the trials of a tuning have found, as JSON.
+
+    Args:
+        tuning: from `plan_tuning`.
+        studies: the optuna study of each search, in their order.
+
+    Returns:
+        ``name``, ``sampler``, ``budget``, ``seed`` (the tuning seed), ``overrides``, and
+        ``searches``: for each its ``label``, ``space``, number of trials that ``finished``,
+        ``diverged`` and ``failed``, ``best`` (its ``trial``, ``values``, ``validation_loss``,
+        ``folder``, and the whole ``run``; None where no trial finished), ``edges`` (field to
+        ``lower`` or ``upper``), and its ``trials``.
+    """
+    return {
+        "format": FORMAT,
+        "name": tuning.name,
+        "sampler": tuning.sampler,
+        "budget": tuning.budget,
+        "seed": tuning.searches[0].runs[0].seed,
+        "overrides": dict(tuning.overrides),
+        "searches": [
+            _search_summary(tuning, search, study)
+            for search, study in zip(tuning.searches, studies, strict=True)
+        ],
+    }
+
+
+def _search_summary(tuning: Tuning, search: Search, study: Any) -> dict[str, Any]:
+    attrs = study.user_attrs
+    current = current_attempts(study.get_trials(deepcopy=False), tuning.budget)
+    trials = [_trial(tuning, search, slot, trial, attrs) for slot, trial in sorted(current.items())]
+    by_status = {
+        status: [each for each in trials if each["status"] == status]
+        for status in ("finished", "diverged", "failed")
+    }
+    best = min(by_status["finished"], key=lambda each: each["validation_loss"], default=None)
+    ended = by_status["finished"] + by_status["diverged"]
+    return {
+        "label": search.label,
+        "space": search.space,
+        **{status: len(each) for status, each in by_status.items()},
+        "best": best and {**best, "run": to_json(search.run(best["values"]))},
+        "edges": best and search.edges(best["values"], [each["values"] for each in ended]),
+        "trials": trials,
+    }
+
+
+def _trial(
+    tuning: Tuning, search: Search, slot: int, trial: Any, attrs: Mapping[str, Any]
+) -> dict[str, Any]:
+    values = {field: trial.params[field] for field in search.space}
+    found: dict[str, Any] = {"trial": slot, "values": values, "status": "unfinished"}
+    found |= {"validation_loss": None, "folder": tuning.arm(search, slot, values).folder.name}
+    if trial.state.name == "COMPLETE":
+        finished = math.isfinite(trial.value)
+        found["status"] = "finished" if finished else "diverged"
+        found["validation_loss"] = trial.value if finished else None
+    elif trial.state.name == "FAIL":
+        error = attrs.get(f"error {slot} {trial.user_attrs['attempt']}", {})
+        found |= {"status": "failed", "error": error.get("error", "interrupted")}
+    return found
+
+
+def tuned_runs(
+    name: str,
+    folder: Path,
+    *,
+    optimizers: Sequence[str] = (),
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[int, list[Run]]:
+    """The tuning seed, and for each optimizer the Run with the best values that were found.
+
+    Args:
+        name: of the study that was tuned.
+        folder: of the tuning.
+        optimizers: default all that were tuned.
+        overrides: fields to change in the Runs, beyond those that were changed for the tuning.
+
+    Raises:
+        ValueError: there is no whole summary in the folder, it is of another study, an optimizer
+            was not tuned or none of its trials finished, or the study has changed since.
+    """
+    held = _read(folder)
+    if held["name"] != name:
+        raise ValueError(f"{folder} holds the tuning of {held['name']}, not of {name}")
+    found = {search["label"]: search for search in held["searches"]}
+    unknown = [each for each in optimizers if each not in found]
+    if unknown:
+        have = ", ".join(found)
+        raise ValueError(f"{', '.join(unknown)} was not tuned in {folder}, which has {have}")
+    runs = []
+    for label in dict.fromkeys(optimizers) or found:
+        best = found[label]["best"]
+        if best is None:
+            raise ValueError(f"no trial of {label} has finished in {folder}")
+        run = _made_again(held, label, best["values"])
+        if changed := differing_fields(best["run"], to_json(run)):
+            lines = [f"  {field}: {a!r} then, {b!r} now" for field, (a, b) in changed.items()]
+            raise ValueError(
+                f"{name} has changed since {label} was tuned in {folder}; tune again, in another "
+                "folder; they differ in\n" + "\n".join(lines)
+            )
+        runs.append(override(run, dict(overrides or {})))
+    return held["seed"], runs
+
+
+def _made_again(held: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> Run:
+    # Made by the study, and not read: what a file names is not imported.
+    plan = plan_tuning(
+        held["name"],
+        optimizers=[label],
+        budget=None if held["sampler"] == "grid" else held["budget"],
+        sampler=held["sampler"],
+        overrides=held["overrides"],
+    )
+    return plan.searches[0].run(values)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The summary of a tuning, with all that is needed of it."""
+    held = RunFolder(folder).read_object(SUMMARY)
+    if held is None:
+        raise ValueError(
+            f"{folder} holds no {SUMMARY}: it is the folder of no tuning, or not yet of a whole one"
+        )
+    kinds = {"name": str, "sampler": str, "budget": int, "seed": int}
+    kinds |= {"overrides": dict, "searches": list}
+    whole = all(isinstance(held.get(key), kind) for key, kind in kinds.items())
+    if not whole or not all(map(_is_search, held["searches"])):
+        raise ValueError(f"{folder / SUMMARY} is damaged: it is no summary of a tuning")
+    return held
+
+
+def _is_search(search: Any) -> bool:
+    if not isinstance(search, dict) or not isinstance(search.get("label"), str):
+        return False
+    best = search.get("best")
+    parts = [best.get("values"), best.get("run")] if isinstance(best, dict) else []
+    return "best" in search and (
+        best is None or (len(parts) == 2 and all(isinstance(each, dict) for each in parts))
+    )
