@@ -29,6 +29,11 @@ class Model(Protocol):
 
     It may also have ``measures(module, batch)``: the mean over a batch of whatever it is evaluated
     by, by name, ``loss`` among them. ``metrics.jsonl`` has them as ``validation_NAME``.
+
+    And it may have ``finish(module, dataset, folder)``, which is called once after the last step,
+    in evaluation mode and without gradients, in the main process: it may write files of its own
+    into the run folder, and what it returns, numbers by name, stands in ``result.json``. It draws
+    from the global generators, which are seeded with the Run's seed before.
     """
 
     @property

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
+from nomadam.experiments.checkpoints import seed_everything
 from nomadam.experiments.preparation import Parts
 from nomadam.experiments.resources import optimizer_state_bytes
 
 
 def write_result(parts: Parts, diverged_at: int | None) -> None:
     """Write ``result.json``, and ``gains.json`` for an optimizer that has gains.
+
+    The model's ``finish``, where it has one, is called before; its numbers stand in the result.
 
     Args:
         parts: of the training, at its end.
@@ -32,6 +35,7 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
     last = metrics[-1]
     stage = parts.first_stage
     first_stage = {} if stage is None else {"first_stage_validation_loss": stage.validation_loss}
+    finished = {} if diverged_at is not None else _finish(parts)
     parts.home.write_json(
         "result.json",
         {
@@ -53,8 +57,20 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
             "tokens": last["tokens"],
             "diverged_at_step": diverged_at,
             **first_stage,
+            **finished,
         },
     )
+
+
+def _finish(parts: Parts) -> dict[str, float]:
+    """What the model says of the whole training, drawing from generators seeded as the Run is."""
+    finish = getattr(parts.run.model, "finish", None)
+    if finish is None:
+        return {}
+    seed_everything(parts.run.seed)
+    parts.module.eval()
+    with torch.no_grad():
+        return finish(parts.module, parts.dataset, parts.home.path)
 
 
 def _blocks(module: torch.nn.Module, gains: dict[Any, float]) -> dict[str, Any]:

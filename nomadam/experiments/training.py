@@ -101,13 +101,13 @@ def train(
             parts = prepare(run, home, accelerator, cache, again, stage)
             with StopSignals() as stop:
                 diverged_at = _loop(parts, stop, progress, tensorboard)
+            if accelerator.is_main_process:
+                write_result(parts, diverged_at)
         except Interrupted:
             raise
         except KeyboardInterrupt:
             kept = home.newest_checkpoint()
             raise Interrupted(home.path, kept[0] if kept else 0, run.steps, "SIGINT") from None
-        if accelerator.is_main_process:
-            write_result(parts, diverged_at)
         accelerator.wait_for_everyone()
         return home.read_json("result.json")
 
@@ -121,8 +121,9 @@ def _loop(
     """Train to the last step; return the step at which it diverged, None where it did not."""
     run, home, optimizer = parts.run, parts.home, parts.optimizer
     device = parts.accelerator.device
-    parts.model.train()
-    _set_mode(optimizer, "train")
+    if parts.step < run.steps:  # else the weights stay those that were evaluated
+        parts.model.train()
+        _set_mode(optimizer, "train")
     tokens_a_step = run.batch_size * run.accumulation * run.data.tokens_per_row
     wanted = tensorboard and parts.is_main
     with event_files(
