@@ -26,18 +26,20 @@ LAYERS = {
     "quantization": {"numerics"},
     "durable_files": set(),
     "progress": set(),
+    "command_options": set(),
     "runs": {"durable_files"},
-    "experiments": METHODS | {"runs", "durable_files", "progress"},
-    "reports": {"runs", "durable_files"},
+    "experiments": METHODS | {"runs", "durable_files", "intervals", "progress"},
+    "intervals": set(),
+    "reports": {"runs", "durable_files", "intervals"},
     "integrations": METHODS,
-    "cli": COMMAND_LINE | {"profile_command"},
+    "cli": COMMAND_LINE | {"command_options", "profile_command"},
     "profile_command": COMMAND_LINE,
     "terminal": COMMAND_LINE,
     "__init__": METHODS,
     "__main__": {"cli"},
 }
 EXCEPTIONS = {("diagnostics/doctor.py", "optimizers")}
-STANDARD_LIBRARY_ONLY = {"runs", "durable_files"}
+STANDARD_LIBRARY_ONLY = {"runs", "durable_files", "intervals"}
 WITHOUT_TORCH = {"reports"}
 REQUIRED = {"torch", "numpy"}  # what the bare install has; the command line also has typer
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "core"}

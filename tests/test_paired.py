@@ -9,9 +9,10 @@ import pytest
 from report_folders import write_comparison, write_run
 
 from nomadam import reports
+from nomadam.intervals import student_t
 from nomadam.reports import write_report
 from nomadam.reports.arms import read_comparison
-from nomadam.reports.paired import PairedDifference, paired_cells, paired_differences, student_t
+from nomadam.reports.paired import PairedDifference, paired_cells, paired_differences
 from nomadam.reports.paired_figures import draw_paired
 from nomadam.reports.reading import read_run
 

@@ -1,14 +1,13 @@
 """Arms set against the reference seed by seed: mean difference, interval, what was left out."""
 
-import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from nomadam.intervals import mean_half_width
 from nomadam.reports.arms import Arm, Comparison, short_value
 from nomadam.reports.tables import DASH, fixed
 
-LEVEL = 0.95
 # The bar of a match in this project's studies: within so many per cent of the reference's loss.
 BAR_PERCENT = 0.5
 # Columns of the table that hold text.
@@ -38,15 +37,8 @@ class PairedDifference:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean, None for less than two pairs.
-
-        It is t · s / √n, with Student's t of n − 1 degrees of freedom.
-        """
-        n = len(self.differences)
-        if n < 2:
-            return None
-        spread = statistics.stdev(self.differences.values())
-        return student_t(LEVEL, n - 1) * spread / math.sqrt(n)
+        """Half of the 95 % interval of the mean, None for less than two pairs."""
+        return mean_half_width(self.differences.values())
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -70,46 +62,6 @@ class PairedDifference:
         if -BAR_PERCENT <= low and high <= BAR_PERCENT:
             return True
         return False if low > BAR_PERCENT or high < -BAR_PERCENT else None
-
-
-def student_t(level: float, degrees: int) -> float:
-    """The t with P(|T| ≤ t) = level, of Student's distribution with whole degrees of freedom.
-
-    With θ = arctan(t / √ν) the probability is a finite sum of sines and cosines (Abramowitz and
-    Stegun, 26.7.3 and 26.7.4), which is solved for θ by halving.
-
-    Args:
-        level: above 0 and below 1.
-        degrees: ν, at least 1.
-
-    Raises:
-        ValueError: for a value outside its range.
-
-    Example:
-        >>> round(student_t(0.95, 4), 4), round(student_t(0.95, 9), 4)
-        (2.7764, 2.2622)
-    """
-    if not 0 < level < 1 or degrees < 1:
-        raise ValueError(
-            f"level = {level!r}, degrees = {degrees!r}: must be above 0 and below 1, and at least 1"
-        )
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < level else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _within(theta: float, degrees: int) -> float:
-    """P(|T| ≤ √ν tan θ)."""
-    odd, cosine = degrees % 2, math.cos(theta)
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees, 2):
-        term *= cosine * cosine * (k - 1) / k
-        total += term
-    total *= math.sin(theta)
-    return 2 / math.pi * (theta + total) if odd else total
 
 
 def paired_differences(comparison: Comparison) -> list[PairedDifference]:
