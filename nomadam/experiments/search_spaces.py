@@ -16,6 +16,7 @@ Sampler = Literal["qmc", "tpe", "grid"]
 # Of a range, on the logarithmic scale: nearer than this to an end counts as being there.
 EDGE_FRACTION = 0.05
 DIGITS = 4
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 # As many trials at most come before the first one that TPE places.
 MOST_STARTING = 10
 
@@ -149,27 +150,39 @@ class Search:
 
 
 def quasi_random(index: int, dimensions: int) -> list[float]:
-    """A point of a sequence that fills the unit cube evenly, however many of its points are taken.
+    """A point of Halton's sequence, which fills the unit cube evenly however far it is taken.
 
-    Coordinate j of point i is the fractional part of 1/2 + i φ^−(j+1), with the φ above 1 that
-    solves φ^(d+1) = φ + 1: for d = 1 the golden ratio. It is a pure function of its arguments, so
-    that processes which share nothing else draw the same points.
+    Coordinate j of point i is the number i + 1 written in the j-th prime as base, its digits
+    mirrored at the point. It is a pure function of its arguments, so that processes which share
+    nothing else draw the same points; the first coordinate is the most even.
 
     Args:
-        index: which point, from 0: the middle of the cube.
-        dimensions: d, at least 1.
+        index: which point, from 0.
+        dimensions: of the cube, 1 to 8.
 
     Returns:
-        d numbers from 0 to below 1.
+        Numbers above 0 and below 1.
+
+    Raises:
+        ValueError: for more dimensions.
 
     Example:
-        >>> [round(quasi_random(index, 1)[0], 3) for index in range(4)]
-        [0.5, 0.118, 0.736, 0.354]
+        >>> [quasi_random(index, 1)[0] for index in range(4)]
+        [0.5, 0.25, 0.75, 0.125]
     """
-    ratio = 2.0
-    for _ in range(64):
-        ratio = (1 + ratio) ** (1 / (dimensions + 1))
-    return [(0.5 + index * ratio ** -(j + 1)) % 1 for j in range(dimensions)]
+    if dimensions > len(PRIMES):
+        raise ValueError(f"{dimensions} fields are searched: must be at most {len(PRIMES)}")
+    return [_mirrored(index + 1, base) for base in PRIMES[:dimensions]]
+
+
+def _mirrored(number: int, base: int) -> float:
+    """The digits of a whole number behind the point, the last one first."""
+    value, place = 0.0, 1.0
+    while number:
+        number, digit = divmod(number, base)
+        place /= base
+        value += digit * place
+    return value
 
 
 def placed(bounds: Mapping[str, tuple[float, float]], point: Sequence[float]) -> Values:
