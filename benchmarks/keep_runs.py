@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nomadam.durable_files import write_json
+
 
 def keep(folders: Sequence[Path], out: Path) -> int:
     """Copies run folders that have a result; returns how many there were.
@@ -34,6 +36,10 @@ def keep(folders: Sequence[Path], out: Path) -> int:
         kept.mkdir(parents=True, exist_ok=True)
         for file in run.glob("*.json"):
             shutil.copy(file, kept)
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        # Paths of the machine say nothing to others.
+        environment["command"] = [Path(word).name for word in environment.get("command", [])]
+        write_json(kept / "environment.json", environment)
         with open(run / "metrics.jsonl", encoding="utf-8") as lines:
             evaluated = [line for line in lines if "validation_loss" in json.loads(line)]
         (kept / "metrics.jsonl").write_text("".join(evaluated), encoding="utf-8")
