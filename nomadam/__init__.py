@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomadam.diagnostics.gsnr import measure_gains
     from nomadam.optimizers.gradient_release import release_gradients
     from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
     from nomadam.optimizers.sgd_sai import SGDSaI
@@ -11,6 +12,7 @@ __all__ = [
     "SGDSaI",
     "decay_groups",
     "describe_groups",
+    "measure_gains",
     "release_gradients",
     "scaled_param_groups",
 ]
@@ -21,9 +23,14 @@ def __getattr__(name: str) -> Any:
     """Loads a public name, and torch with it, when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nomadam.diagnostics import gsnr
     from nomadam.optimizers import gradient_release, param_groups, sgd_sai
 
-    homes = {"SGDSaI": sgd_sai, "release_gradients": gradient_release}
+    homes = {
+        "SGDSaI": sgd_sai,
+        "measure_gains": gsnr,
+        "release_gradients": gradient_release,
+    }
     value = getattr(homes.get(name, param_groups), name)
     globals()[name] = value
     return value

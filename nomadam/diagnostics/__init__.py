@@ -1,0 +1,1 @@
+"""Diagnostics: what can be measured of a model, its gradient and its training."""
