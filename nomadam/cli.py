@@ -10,7 +10,6 @@ import threading
 import traceback as traceback_module
 import warnings
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +19,26 @@ except ImportError:
     sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
 
 from nomadam import profile_command, terminal
+from nomadam.command_options import (
+    NAME,
+    Again,
+    Assignments,
+    Cache,
+    Device,
+    DeviceOption,
+    DryRun,
+    Json,
+    Tensorboard,
+    Traceback,
+    option,
+    out_option,
+)
 from nomadam.progress import Progress
 
 if TYPE_CHECKING:
     from nomadam.experiments.comparison import ArmOutcome
+    from nomadam.experiments.configuration import Run
+    from nomadam.experiments.study import Study
 
 FINISHED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -53,55 +68,6 @@ Examples:
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Device(StrEnum):
-    """Where to train."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-def _option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar)
-
-
-_NAME = typer.Argument(
-    metavar="NAME", help="Dotted name from `nomadam list`, or of any function that returns a Run"
-)
-_Again = Annotated[
-    bool, _option("--again", help="Train from the start, though the folder has a result.")
-]
-_Assignments = Annotated[
-    list[str] | None,
-    _option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="Change a field of the Run, such as optimizer.lr=3e-4; repeatable.",
-    ),
-]
-_Cache = Annotated[
-    Path | None,
-    _option(
-        "--cache",
-        metavar="FOLDER",
-        help="Where prepared data is kept.  [default: nomadam in the user's cache folder]",
-    ),
-]
-_Device = Annotated[Device, _option("--device", help="Where to train.")]
-_DryRun = Annotated[
-    bool,
-    _option("--dry-run", help="Show what would run, its size, and its time from a few steps."),
-]
-_Json = Annotated[bool, _option("--json", help="Print the result as JSON.")]
-_Tensorboard = Annotated[bool, _option("--tensorboard", help="Write TensorBoard event files too.")]
-_Traceback = Annotated[bool, _option("--traceback", help="Show the traceback of an error.")]
-
-
-def _out(what: str) -> Any:
-    return _option("--out", metavar="FOLDER", help=what)
 
 
 def _command(function: Callable[..., int]) -> Callable[..., None]:
@@ -142,7 +108,7 @@ def _overrides(assignments: list[str] | None) -> dict[str, str]:
 
 
 @app.command(
-    short_help="Train one Run.",
+    short_help="Train one Run, or carry out one study.",
     epilog="""\b
 Examples:
   nomadam run gpt2_pretraining.demo
@@ -156,37 +122,39 @@ Examples:
 )
 @_command
 def run(
-    name: Annotated[str | None, _NAME] = None,
+    name: Annotated[str | None, NAME] = None,
     optimizer: Annotated[
         str | None,
-        _option(
+        option(
             "--optimizer", metavar="NAME", help="Choose the optimizer, at its own learning rate."
         ),
     ] = None,
-    assignments: _Assignments = None,
+    assignments: Assignments = None,
     source: Annotated[
         Path | None,
-        _option("--from", metavar="FOLDER", help="Repeat the run of this folder, in another."),
+        option("--from", metavar="FOLDER", help="Repeat the run of this folder, in another."),
     ] = None,
     out: Annotated[
-        Path | None, _out("The run folder.  [default: runs/NAME-HASH, a hash of the whole Run]")
+        Path | None,
+        out_option("The run folder.  [default: runs/NAME-HASH, a hash of the whole Run]"),
     ] = None,
-    device: _Device = Device.auto,
-    cache: _Cache = None,
-    again: _Again = False,
-    tensorboard: _Tensorboard = False,
-    dry_run: _DryRun = False,
-    as_json: _Json = False,
-    traceback: _Traceback = False,
+    device: DeviceOption = Device.auto,
+    cache: Cache = None,
+    again: Again = False,
+    tensorboard: Tensorboard = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
 ) -> int:
-    """Train one Run; started again it goes on where it stopped, or prints its result."""
-    from nomadam.experiments.catalog import default_folder, make_run, read_run
-    from nomadam.experiments.comparison import Arm, train_arm
+    """Train one Run, or carry out one study.
+
+    Started again it goes on where it stopped, or prints its result.
+    """
+    from nomadam.experiments.catalog import default_folder, make_one, read_run
     from nomadam.experiments.configuration import override, to_json
-    from nomadam.experiments.estimate import estimate_arm
 
     if name is not None and source is None:
-        chosen = make_run(name, optimizer=optimizer)
+        chosen = make_one(name, optimizer=optimizer)
     elif source is not None and name is None and optimizer is None:
         chosen = read_run(source)
     else:
@@ -198,17 +166,39 @@ def run(
     if source is not None and folder.resolve() == source.resolve():
         raise ValueError(f"--out {folder} is the run that --from is to repeat; choose another")
     options = {"device": device.value, "cache": cache}
-    arm = Arm(label=made.optimizer.name, run=made, folder=folder)
     if dry_run:
-        cost = estimate_arm(arm, options, Progress)
+        cost = _estimate(made, folder, options)
         terminal.show_estimate(folder, to_json(made), cost, as_json=as_json)
         return FINISHED
     ended = (folder / "result.json").exists() and not again
-    result = train_arm(arm, options | {"again": again, "tensorboard": tensorboard}, Progress)
+    result = _execute(made, folder, options | {"again": again, "tensorboard": tensorboard})
     terminal.show_result(folder, result, ended=ended, as_json=as_json)
     if source is not None:
         terminal.show_repetition(source, folder)
     return FINISHED if result["status"] == "finished" else DIVERGED
+
+
+def _estimate(made: "Run | Study", folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What a Run would cost; of a study nothing is known beforehand."""
+    from nomadam.experiments.comparison import Arm
+    from nomadam.experiments.configuration import Run
+    from nomadam.experiments.estimate import estimate_arm
+
+    if not isinstance(made, Run):
+        return None
+    return estimate_arm(Arm(label=made.optimizer.name, run=made, folder=folder), options, Progress)
+
+
+def _execute(made: "Run | Study", folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from nomadam.experiments.comparison import Arm, train_arm
+    from nomadam.experiments.configuration import Run
+
+    if isinstance(made, Run):
+        arm = Arm(label=made.optimizer.name, run=made, folder=folder)
+        return train_arm(arm, options, Progress)
+    if options.pop("tensorboard"):
+        raise ValueError(f"--tensorboard is for trainings, and {made.name} is a study of its own")
+    return made.execute(folder, make_progress=Progress, tell=terminal.say, **options)
 
 
 @app.command(
@@ -225,10 +215,10 @@ Examples:
 )
 @_command
 def compare(
-    name: Annotated[str, _NAME],
+    name: Annotated[str, NAME],
     optimizers: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--optimizer",
             metavar="NAME",
             help="An arm, at its own learning rate; repeatable.  [default: adamw, sgdm, sgd_sai]",
@@ -237,21 +227,21 @@ def compare(
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", help="Seeds an arm, one Run each.", min=1)
     ] = 1,
-    assignments: _Assignments = None,
+    assignments: Assignments = None,
     out: Annotated[
         Path | None,
-        _out(
+        out_option(
             "The comparison folder, with the run folders in it.  "
             "[default: runs/compare-NAME-HASH, with the run folders beside it]"
         ),
     ] = None,
-    device: _Device = Device.auto,
-    cache: _Cache = None,
-    again: _Again = False,
-    tensorboard: _Tensorboard = False,
-    dry_run: _DryRun = False,
-    as_json: _Json = False,
-    traceback: _Traceback = False,
+    device: DeviceOption = Device.auto,
+    cache: Cache = None,
+    again: Again = False,
+    tensorboard: Tensorboard = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
 ) -> int:
     """Train one Run for each optimizer and seed, and report on them side by side.
 
@@ -306,7 +296,7 @@ Examples:
     + EXIT_CODES,
 )
 @_command
-def list_runs(as_json: _Json = False, traceback: _Traceback = False) -> int:
+def list_runs(as_json: Json = False, traceback: Traceback = False) -> int:
     """List the runs by name, a line each."""
     from nomadam.experiments.catalog import catalog
 
@@ -330,10 +320,10 @@ def report(
         list[Path], typer.Argument(metavar="FOLDER", help="Run folders and comparison folders.")
     ],
     out: Annotated[
-        Path | None, _out("Where to write.  [default: FOLDER; of several, runs/report-HASH]")
+        Path | None, out_option("Where to write.  [default: FOLDER; of several, runs/report-HASH]")
     ] = None,
-    as_json: _Json = False,
-    traceback: _Traceback = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
 ) -> int:
     """Write report.md, report.html and the figures on finished or unfinished runs."""
     if out is None and len(folders) == 1:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NONE = "-"
 GAP = "  "
 NARROWEST_LABEL = 10
+WIDEST_HEAD = 12
 
 
 def say(text: str) -> None:
@@ -223,10 +224,15 @@ def show_report(
     The table comes before the figures are drawn, which takes longer and may fail.
     """
     from nomadam.reports import summary_rows, write_report
+    from nomadam.reports.study_pages import only_studies
 
-    rows = summary_rows(folders)
+    studies = only_studies(folders)
+    rows = [] if studies else summary_rows(folders)
     if not as_json:
-        show_summary(rows)
+        for folder in studies:
+            show_tables(folder)
+        if not studies:
+            show_summary(rows)
         for note in notes:
             show(note)
     paths = [str(path) for path in write_report(folders, out)]
@@ -241,20 +247,38 @@ def show_result(folder: Path, result: Mapping[str, Any], *, ended: bool, as_json
     if as_json:
         show_json({"folder": str(folder), **result})
         return
-    show("\n".join([*result_lines(result), f"  {'run folder':<16} {folder}"]))
+    if (folder / "tables.json").exists():
+        show_tables(folder)
+        lines = [str(result["status"])]
+    else:
+        lines = result_lines(result)
+    show("\n".join([*lines, f"  {'run folder':<16} {folder}"]))
     if ended:
         show("it had ended before; --again trains it from the start")
 
 
+def show_tables(folder: Path) -> None:
+    """Print the tables of a study."""
+    from nomadam.reports.study_pages import study_tables
+
+    for table in study_tables(folder):
+        show(table.title)
+        heads = ["\n".join(textwrap.wrap(head, WIDEST_HEAD)) for head in table.heads]
+        show_table(heads, table.cells)
+        if table.note:
+            show(table.note)
+
+
 def show_estimate(
-    folder: Path, run: Mapping[str, Any], cost: Mapping[str, Any], *, as_json: bool
+    folder: Path, run: Mapping[str, Any], cost: Mapping[str, Any] | None, *, as_json: bool
 ) -> None:
-    """Print a whole Run and what it would cost."""
+    """Print a whole Run or study, and what it would cost where that is known."""
     if as_json:
         show_json({"folder": str(folder), "run": run, "estimate": cost})
         return
     show_json(run)
-    show("\n".join([*estimate_lines(cost), f"  {'run folder':<16} {folder}"]))
+    lines = [] if cost is None else estimate_lines(cost)
+    show("\n".join([*lines, f"  {'run folder':<16} {folder}"]))
 
 
 def show_catalog(entries: "Sequence[Entry]", *, as_json: bool) -> None:
@@ -290,7 +314,10 @@ def show_estimates(
 def show_repetition(source: Path, folder: Path) -> None:
     """Say how a repeated run ended beside the one that it repeats."""
     both = [RunFolder(path) for path in (source, folder)]
-    losses = [(run.read_result() or {}).get("validation_loss") for run in both]
+    results = [run.read_result() or {} for run in both]
+    if not any("validation_loss" in result for result in results):
+        return  # of a study: its tables are shown
+    losses = [result.get("validation_loss") for result in results]
     hashes = [(run.read_header() or {}).get("data", {}).get("sha256") for run in both]
     say(f"validation loss: {losses[1]} here, {losses[0]} in {source}")
     if hashes[0] != hashes[1]:

@@ -295,7 +295,7 @@ def test_sigterm_is_an_interruption(nomadam, monkeypatch, command):
 
     # Before a training answers the signal by itself.
     monkeypatch.setattr("nomadam.experiments.catalog.catalog", terminated)
-    monkeypatch.setattr("nomadam.experiments.catalog.make_run", terminated)
+    monkeypatch.setattr("nomadam.experiments.catalog.make_one", terminated)
     code, out, err = nomadam(*command)
     assert (code, out) == (130, "")
     assert err.startswith("interrupted\nto go on:\n  nomadam ")

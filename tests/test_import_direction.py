@@ -145,7 +145,7 @@ def test_layers_import_one_way(path):
 @files
 def test_optional_libraries_are_imported_inside_functions(path):
     allowed = REQUIRED | {"nomadam", "__future__"} | set(sys.stdlib_module_names)
-    if layer_of(path) in ("cli", "profile_command"):
+    if layer_of(path) in ("cli", "command_options", "profile_command"):
         allowed.add("typer")
     if path.stem == "sgd_sai_triton_kernels":  # itself imported inside a function
         allowed.add("triton")

@@ -1,25 +1,26 @@
-"""Which runs there are, and the function behind a run's dotted name."""
+"""Which Runs and Studies there are, and the function behind a dotted name."""
 
 import ast
 import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nomadam.experiments.configuration import Run, from_json, short_hash
+from nomadam.experiments.configuration import Made, Run, from_json, short_hash
+from nomadam.experiments.study import Study
 from nomadam.runs import RunFolder
 
 PACKAGE = "nomadam.experiments"
-RETURNS_RUNS = ("Run", "list[Run]")
+LISTED = ("Run", "list[Run]", "Study")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A function that returns a Run or a list of Runs.
+    """A function that returns a Run, a list of Runs or a Study.
 
     Args:
         name: dotted path below ``nomadam.experiments``, such as ``gpt2_pretraining.demo``.
@@ -37,7 +38,8 @@ def catalog(folder: Path | None = None) -> list[Entry]:
 
     The syntax trees are read and nothing is imported, so listing costs milliseconds and a file
     whose optional libraries are missing is listed too. A run is a public function at the top
-    level of a public file, annotated to return ``Run`` or ``list[Run]``.
+    level of a public file, annotated to return ``Run``, ``list[Run]``, ``Study`` or a subclass
+    of ``Study`` from the same file.
 
     Args:
         folder: a folder of Python files; default the files of ``nomadam.experiments``.
@@ -56,10 +58,13 @@ def catalog(folder: Path | None = None) -> list[Entry]:
 
 
 def _entries_of(path: Path, module: str) -> Iterator[Entry]:
-    for node in ast.parse(path.read_bytes()).body:
+    body = ast.parse(path.read_bytes()).body
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    own = [each.name for each in classes if "Study" in map(ast.unparse, each.bases)]
+    for node in body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns:
             returns = ast.unparse(node.returns).strip("'\"").replace("configuration.", "")
-            if returns in RETURNS_RUNS and not _required_arguments(node):
+            if returns in (*LISTED, *own) and not _required_arguments(node):
                 lines = (ast.get_docstring(node) or "").strip().splitlines()
                 yield Entry(
                     name=f"{module}.{node.name}",
@@ -138,11 +143,11 @@ def takes_optimizer(function: Callable[..., Any]) -> bool:
     return "optimizer" in inspect.signature(function).parameters
 
 
-def make_runs(name: str, *, optimizer: str | None = None) -> list[Run]:
-    """Call the function behind a name and return its Runs; a single Run as a list of one.
+def make_all(name: str, *, optimizer: str | None = None) -> list[Run] | list[Study]:
+    """Call the function behind a name; a single Run or Study comes as a list of one.
 
     Args:
-        name: dotted path of a function that returns a Run or a list of Runs.
+        name: dotted path of a function that returns a Run, a list of Runs or a Study.
         optimizer: passed on as ``optimizer=``; default: the function's own choice.
 
     Raises:
@@ -150,8 +155,8 @@ def make_runs(name: str, *, optimizer: str | None = None) -> list[Run]:
             for, that needs further arguments, or that returns something else.
 
     Example:
-        >>> make_runs("gpt2_pretraining.demo", optimizer="sgdm")[0].optimizer.name
-        'sgdm'
+        >>> make_all("gpt2_pretraining.demo", optimizer="sgdm")[0].name
+        'gpt2_pretraining.demo'
     """
     function = find_study(name)
     if optimizer is not None and not takes_optimizer(function):
@@ -166,6 +171,8 @@ def make_runs(name: str, *, optimizer: str | None = None) -> list[Run]:
     except TypeError as error:
         raise ValueError(f"{name} is not a run: {error}") from error
     made = function(**arguments)
+    if isinstance(made, Study):
+        return [made]
     runs = made if isinstance(made, list) else [made]
     strange = [run for run in runs if not isinstance(run, Run)]
     if strange or not runs:
@@ -174,12 +181,49 @@ def make_runs(name: str, *, optimizer: str | None = None) -> list[Run]:
     return runs
 
 
+def make_runs(name: str, *, optimizer: str | None = None) -> list[Run]:
+    """Call the function behind a name and return its Runs; a single Run as a list of one.
+
+    Args:
+        name: as in ``make_all``.
+        optimizer: see there.
+
+    Raises:
+        ValueError: as ``make_all``, and for a study that is not of trainings alone.
+
+    Example:
+        >>> make_runs("gpt2_pretraining.demo", optimizer="sgdm")[0].optimizer.name
+        'sgdm'
+    """
+    runs = [made for made in make_all(name, optimizer=optimizer) if isinstance(made, Run)]
+    if not runs:
+        raise ValueError(f"{name} is a study and no training; try: nomadam run {name}")
+    return runs
+
+
+def make_one(name: str, *, optimizer: str | None = None) -> Run | Study:
+    """Make the one Run or Study behind a name.
+
+    Args:
+        name: as in ``make_all``.
+        optimizer: see there.
+
+    Raises:
+        ValueError: as ``make_all``, and for a grid.
+
+    Example:
+        >>> make_one("gpt2_pretraining.demo").name
+        'gpt2_pretraining.demo'
+    """
+    return _single(name, make_all(name, optimizer=optimizer))
+
+
 def make_run(name: str, *, optimizer: str | None = None) -> Run:
     """Make the one Run behind a name.
 
     Args:
-        name: dotted path of a function that returns a Run.
-        optimizer: as in ``make_runs``.
+        name: as in ``make_all``.
+        optimizer: see there.
 
     Raises:
         ValueError: as ``make_runs``, and for a grid.
@@ -188,17 +232,20 @@ def make_run(name: str, *, optimizer: str | None = None) -> Run:
         >>> make_run("gpt2_pretraining.demo", optimizer="adamw").optimizer.name
         'adamw'
     """
-    runs = make_runs(name, optimizer=optimizer)
-    if len(runs) > 1:
-        raise ValueError(f"{name} is a grid of {len(runs)} runs; try: nomadam compare {name}")
-    return runs[0]
+    return _single(name, make_runs(name, optimizer=optimizer))
 
 
-def read_run(folder: str | Path) -> Run:
-    """Read the Run of a run folder.
+def _single(name: str, made: Sequence[Made]) -> Made:
+    if len(made) > 1:
+        raise ValueError(f"{name} is a grid of {len(made)} runs; try: nomadam compare {name}")
+    return made[0]
+
+
+def read_run(folder: str | Path) -> Run | Study:
+    """Read the Run or Study of a run folder.
 
     Raises:
-        ValueError: the folder is no run folder, or its Run does not hold together.
+        ValueError: the folder is no run folder, or what it describes does not hold together.
     """
     header = RunFolder(folder).read_header()
     if header is None:
@@ -206,11 +253,11 @@ def read_run(folder: str | Path) -> Run:
     return from_json(header["run"])
 
 
-def default_folder(run: Run, *, repeats: Path | None = None) -> Path:
+def default_folder(run: Run | Study, *, repeats: Path | None = None) -> Path:
     """Return the folder that a Run finds again: its name and a short hash, below ``runs``.
 
     Args:
-        run: the Run.
+        run: the Run or Study.
         repeats: a run folder that is to be repeated; the folder is then another one.
 
     Example:

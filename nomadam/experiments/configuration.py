@@ -1,4 +1,4 @@
-"""What a training is made of: the Run, its JSON and hash, and changes to it by field."""
+"""What a training is made of: the Run; and of Runs and Studies JSON, hash, changes by field."""
 
 import dataclasses
 import difflib
@@ -18,9 +18,11 @@ from nomadam.experiments.fields import (
     scalar_from_text,
 )
 from nomadam.experiments.schedule import Schedule
+from nomadam.experiments.study import Study
 
 PACKAGE = "nomadam.experiments"
 Part = TypeVar("Part")
+Made = TypeVar("Made", bound="Run | Study")
 
 
 @runtime_checkable
@@ -34,6 +36,10 @@ class Model(Protocol):
     in evaluation mode and without gradients, in the main process: it may write files of its own
     into the run folder, and what it returns, numbers by name, stands in ``result.json``. It draws
     from the global generators, which are seeded with the Run's seed before.
+
+    And it may have ``first_stage()``: the Run whose final weights it starts from, or None. That Run
+    is trained first where need be, and ``build`` gets its folder as ``pretrained``, which is None
+    by default and then stands for fresh weights.
     """
 
     @property
@@ -178,22 +184,19 @@ class Run:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
-def to_json(run: Run) -> dict[str, Any]:
-    """The whole Run as JSON values; parts that can be of several classes bear their class.
+def to_json(run: Run | Study) -> dict[str, Any]:
+    """The whole Run or Study as JSON; what can be of several classes bears its class.
 
     Example:
         >>> from nomadam.experiments.gpt2_pretraining import demo
         >>> to_json(demo())["model"]["class"]
         'nomadam.experiments.language_model.GPT2Model'
     """
-    plain = _plain(run, bear_class=False)
-    if not run.release_gradients:
-        del plain["release_gradients"]  # folders and hashes from before it was there stay valid
-    return plain
+    return _plain(run, bear_class=isinstance(run, Study))
 
 
-def from_json(values: Mapping[str, Any]) -> Run:
-    """Make the Run again from its JSON.
+def from_json(values: Mapping[str, Any]) -> Run | Study:
+    """Make the Run or Study again from its JSON.
 
     Classes are looked up in the files of ``nomadam.experiments`` and nowhere else, so that a file
     can not make the program import other code.
@@ -210,11 +213,16 @@ def from_json(values: Mapping[str, Any]) -> Run:
         >>> from_json(to_json(demo())) == demo()
         True
     """
-    return _instance(Run, values, "")
+    if not isinstance(values, Mapping) or "class" not in values:
+        return _instance(Run, values, "")
+    cls = _own_class(values, "")
+    if not issubclass(cls, Study):
+        raise ValueError(f"class = {values['class']!r}: must be a Study, or left out for a Run")
+    return _instance(cls, values, "")
 
 
-def short_hash(run: Run) -> str:
-    """Eight hexadecimal digits of the SHA-256 of the Run's canonical JSON.
+def short_hash(run: Run | Study) -> str:
+    """Eight hexadecimal digits of the SHA-256 of the canonical JSON.
 
     Example:
         >>> from nomadam.experiments.gpt2_pretraining import demo
@@ -225,11 +233,11 @@ def short_hash(run: Run) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
-def override(run: Run, changes: Mapping[str, Any]) -> Run:
-    """A Run with some fields changed.
+def override(run: Made, changes: Mapping[str, Any]) -> Made:
+    """A Run or Study with some fields changed.
 
     Args:
-        run: the Run; it stays as it is.
+        run: it stays as it is.
         changes: dotted field to its value, as text (``"3e-4"``, ``"none"``, ``"0.4,0.8"``) or in
             the field's own type. ``optimizer.arguments.gain`` sets one argument.
 
@@ -245,9 +253,9 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
         ...
         ValueError: unknown field 'lr'; nearest: optimizer.lr
     """
-    known = list(_leaves(run))
+    known = dict(_leaves(run))
     for field in changes:
-        in_arguments = field.startswith("optimizer.arguments.") and field.count(".") == 2
+        in_arguments = isinstance(known.get(field.rpartition(".")[0]), dict)
         require(field != "name", "name", changes[field], "left: it says what made the Run")
         if field not in known and not in_arguments:
             raise ValueError(f"unknown field {field!r}; nearest: {_nearest(field, known)}")
@@ -255,9 +263,9 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
 
 
 def differing_fields(
-    one: Run | Mapping[str, Any], other: Run | Mapping[str, Any]
+    one: Run | Study | Mapping[str, Any], other: Run | Study | Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two Runs, or their JSON, differ: field to the two values.
+    """The fields in which two Runs or Studies, or their JSON, differ: field to the two values.
 
     A field that one of them lacks has the value ``"(absent)"`` there.
 
@@ -266,9 +274,8 @@ def differing_fields(
         >>> differing_fields(demo(), override(demo(), {"seed": 1}))
         {'seed': (0, 1)}
     """
-    flat = [
-        dict(_flattened(to_json(each) if isinstance(each, Run) else each)) for each in (one, other)
-    ]
+    plain = [each if isinstance(each, Mapping) else to_json(each) for each in (one, other)]
+    flat = [dict(_flattened(each)) for each in plain]
     fields = [*flat[0], *(field for field in flat[1] if field not in flat[0])]
     pairs = {field: tuple(each.get(field, "(absent)") for each in flat) for field in fields}
     return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
@@ -286,6 +293,8 @@ def _plain(value: Any, *, bear_class: bool) -> Any:
     for name, annotation in field_types(cls).items():
         open_kind = annotation in (Model, Data)
         plain[name] = _plain(getattr(value, name), bear_class=open_kind)
+    if isinstance(value, Run) and not value.release_gradients:
+        del plain["release_gradients"]  # folders and hashes from before it was there stay valid
     return plain
 
 
@@ -314,7 +323,8 @@ def _instance(cls: type[Part], values: Any, prefix: str) -> Part:
 def _own_class(values: Any, field: str) -> type:
     """The dataclass of this package that a part of the JSON names."""
     name = values.get("class") if isinstance(values, Mapping) else None
-    refusal = ValueError(f"{field}.class = {name!r}: must be a dataclass of {PACKAGE}")
+    place = f"{field}.class".lstrip(".")
+    refusal = ValueError(f"{place} = {name!r}: must be a dataclass of {PACKAGE}")
     if not isinstance(name, str):
         raise refusal
     match = re.fullmatch(rf"({re.escape(PACKAGE)}(?:\.[a-z0-9_]+)+)\.([A-Z]\w*)", name, re.ASCII)
@@ -332,13 +342,13 @@ def _own_class(values: Any, field: str) -> type:
     return cls
 
 
-def _leaves(part: Any, prefix: str = "") -> Iterator[str]:
+def _leaves(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in field_types(type(part)):
         value = getattr(part, name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, value
 
 
 def _nearest(field: str, known: Any) -> str:

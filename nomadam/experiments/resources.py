@@ -16,6 +16,30 @@ MEGABYTE = 1e6
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers", "safetensors")
 
 
+def device_named(name: str) -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``mps``, or ``auto``: CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: for another name, and a device that this machine does not have.
+
+    Example:
+        >>> device_named("cpu")
+        device(type='cpu')
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    have = [kind for kind in there if there[kind]]
+    if name not in ("auto", *have):
+        raise ValueError(f"device = {name!r}: must be auto or one of {', '.join(have)}")
+    return torch.device(have[0] if name == "auto" else name)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock can be read."""
     if device.type == "cuda":

@@ -37,6 +37,7 @@ def train(
     again: bool = False,
     tensorboard: bool = False,
     first_stage: bool = True,
+    observe: Callable[[Parts, int], None] | None = None,
 ) -> dict[str, Any]:
     """Train as a Run says, in a run folder, going on from what the folder holds.
 
@@ -55,6 +56,9 @@ def train(
         again: train from the beginning though the folder holds this Run already.
         tensorboard: write TensorBoard event files as well.
         first_stage: False starts from fresh weights in any case, to measure the cost alone.
+        observe: called with the parts and the step when its gradient lies in the parameters, before
+            it is clipped; it has to leave them and the random generators as they are, and its time
+            is not counted.
 
     Returns:
         The content of ``result.json``; its ``status`` is ``finished``, or ``diverged`` where a loss
@@ -100,7 +104,7 @@ def train(
                 accelerator = make_accelerator(run, device)  # its training had one of its own
             parts = prepare(run, home, accelerator, cache, again, stage)
             with StopSignals() as stop:
-                diverged_at = _loop(parts, stop, progress, tensorboard)
+                diverged_at = _loop(parts, stop, progress, tensorboard, observe)
             if accelerator.is_main_process:
                 write_result(parts, diverged_at)
         except Interrupted:
@@ -117,6 +121,7 @@ def _loop(
     stop: StopSignals,
     progress: Callable[[Mapping[str, Any]], None] | None,
     tensorboard: bool,
+    observe: Callable[[Parts, int], None] | None,
 ) -> int | None:
     """Train to the last step; return the step at which it diverged, None where it did not."""
     run, home, optimizer = parts.run, parts.home, parts.optimizer
@@ -146,6 +151,8 @@ def _loop(
             }
             diverged = not math.isfinite(train_loss)
             if not diverged:
+                if observe is not None:
+                    began += _seconds_of(observe, parts, step)
                 record["grad_norm"] = _clip(parts)
                 synchronize(device)
                 ready = time.perf_counter()
@@ -179,6 +186,14 @@ def _loop(
                 # Evaluating and saving are not training: their memory is not counted.
                 reset_peak_memory(device)
     return None
+
+
+def _seconds_of(observe: Callable[[Parts, int], None], parts: Parts, step: int) -> float:
+    synchronize(parts.accelerator.device)
+    began = time.perf_counter()
+    observe(parts, step)
+    synchronize(parts.accelerator.device)
+    return time.perf_counter() - began
 
 
 def _gradient(parts: Parts, step: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from nomadam.reports.paired import (
     paired_differences,
     paired_explanation,
 )
+from nomadam.reports.study_pages import only_studies, write_study_report
 from nomadam.reports.tables import (
     common_cells,
     difference_cells,
@@ -31,25 +32,30 @@ __all__ = ["summary_rows", "write_report"]
 
 
 def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Write report.md, report.html and figures/ on the runs of some folders.
+    """Write report.md, report.html and figures/ on the runs, or the studies, of some folders.
 
     The same folders give the same bytes. Files of an earlier report are replaced.
 
     Args:
-        folders: run folders and comparison folders, mixed as you like; each run counts once.
+        folders: run folders and comparison folders, mixed as you like; each run counts once. Or
+            folders of studies that are no trainings.
         out: folder to write to; made where it is missing.
 
     Returns:
         The paths that were written, report.md and report.html first.
 
     Raises:
-        ValueError: a folder that is neither, runs on different data, or a file for `out`.
+        ValueError: a folder that is neither, runs on different data, studies and runs together,
+            or a file for `out`.
         ImportError: matplotlib is not installed.
         DiskFullError: no space left for the report.
     """
-    comparison = read_comparison([Path(folder) for folder in folders])
-    out = Path(out)
+    out, studies = Path(out), only_studies(folders)
     refuse_file(out)
+    if studies:
+        with disk_full_told(out, "free some and make the report again"):
+            return write_study_report(studies, out)
+    comparison = read_comparison([Path(folder) for folder in folders])
     with disk_full_told(out, "free some and make the report again"):
         pictures = draw_all(comparison, out / "figures")
         texts = {

@@ -163,7 +163,7 @@ def rows_of_blocks(names: list[str]) -> list[Row]:
         >>> rows_of_blocks(["gpt.h.0.w", "gpt.h.1.w"])
         [('0.w', ['gpt.h.0.w']), ('1.w', ['gpt.h.1.w'])]
     """
-    short = dict(zip(names, _without_shared_beginning(names), strict=True))
+    short = dict(zip(names, without_shared_beginning(names), strict=True))
     if len(names) <= MOST_ROWS:
         return [(short[name], [name]) for name in names]
     kinds: dict[str, list[str]] = {}
@@ -172,7 +172,8 @@ def rows_of_blocks(names: list[str]) -> list[Row]:
     return list(kinds.items())
 
 
-def _without_shared_beginning(names: list[str]) -> list[str]:
+def without_shared_beginning(names: list[str]) -> list[str]:
+    """Return dotted names without the parts that all of them begin with."""
     parts = [name.split(".") for name in names]
     shared = 0
     # The last part always stays: it says what the tensor is.

@@ -140,7 +140,8 @@ def field_list(cells: Sequence[Sequence[str]]) -> str:
     return f'<dl class="fields">\n{"".join(items)}</dl>\n'
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """Return a figure with its caption; its SVG file is read and embedded."""
     # As an image, an SVG file can neither run scripts nor load anything.
     content = base64.b64encode(picture.svg.read_bytes()).decode("ascii")
     return (
@@ -157,7 +158,7 @@ def _section(comparison: Comparison, pictures: Sequence[Picture], section: str, 
         heads, cells = paired_cells(pairs)
         content += table(heads, cells, label=title, text_columns=PAIRED_TEXT)
         content += f'<p class="small">{escape(paired_explanation(comparison))}</p>\n'
-    figures = [_figure(picture) for picture in pictures if picture.section == section]
+    figures = [figure(picture) for picture in pictures if picture.section == section]
     if figures:
         content += f'<div class="figures">\n{"".join(figures)}</div>\n'
     return f'<h2 id="{section}">{title}</h2>\n{content}' if content else ""
@@ -200,35 +201,14 @@ def lead_text(comparison: Comparison) -> str:
 def page(comparison: Comparison, rows: list[dict[str, Any]], pictures: Sequence[Picture]) -> str:
     """Return the whole page: table, figures, configuration and environment.
 
-    Everything that comes from a file is escaped. A Content-Security-Policy allows this page's own
-    style and images within it, and nothing else: no script, no request.
-
     Args:
         comparison: the arms.
         rows: from `tables.rows_of`.
         pictures: their SVG files are read and embedded.
     """
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     heads, cells = summary_cells(rows)
     classes = ["reference" if row["is_reference"] else "" for row in rows]
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        '<meta name="referrer" content="no-referrer">\n',
-        f"<title>{escape(comparison.title)} – nomadam report</title>\n",
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n",
-        f"<h1>{escape(comparison.title)}</h1>\n",
-        f'<p class="lead">{escape(lead_text(comparison))}</p>\n',
-    ]
-    if comparison.notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
-        parts.append(f'<ul class="notes">{items}</ul>\n')
-    parts.append('<h2 id="results">Results</h2>\n')
+    parts = ['<h2 id="results">Results</h2>\n']
     parts.append(
         table(heads, cells, label="Results", text_columns=(0, len(heads) - 1), classes=classes)
     )
@@ -236,5 +216,36 @@ def page(comparison: Comparison, rows: list[dict[str, Any]], pictures: Sequence[
     parts.extend(_section(comparison, pictures, *section) for section in SECTIONS)
     parts.append(_configuration(comparison))
     parts.append(_environment(comparison))
-    parts.append("</main>\n</body>\n</html>\n")
-    return "".join(parts)
+    return document(comparison.title, lead_text(comparison), comparison.notes, parts)
+
+
+def document(title: str, lead: str, notes: Sequence[str], parts: Sequence[str]) -> str:
+    """Return a whole page; title, lead and notes are escaped.
+
+    A Content-Security-Policy allows this page's own style and images within it, and nothing else:
+    no script, no request.
+
+    Args:
+        title: of the page.
+        lead: a line below the title.
+        notes: what a reader should be warned of.
+        parts: HTML, in which everything that comes from a file is escaped already.
+    """
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    head = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+        '<meta name="referrer" content="no-referrer">\n',
+        f"<title>{escape(title)} – nomadam report</title>\n",
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        f"<h1>{escape(title)}</h1>\n",
+        f'<p class="lead">{escape(lead)}</p>\n',
+        f'<ul class="notes">{items}</ul>\n' if items else "",
+    ]
+    return "".join([*head, *parts, "</main>\n</body>\n</html>\n"])

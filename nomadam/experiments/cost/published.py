@@ -1,6 +1,6 @@
 """The paper's table of optimizer state and step time, and the state that our shapes give."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -40,13 +40,16 @@ SETTINGS: Mapping[str, tuple[dict[str, Any], torch.dtype]] = MappingProxyType(
 )
 
 
-def state_table() -> dict[str, dict[str, int]]:
+def state_table(models: Iterable[str] = PAPER) -> dict[str, dict[str, int]]:
     """Bytes of state for each model of the paper's table, from shapes alone.
+
+    Args:
+        models: of `PAPER`; default all.
 
     Returns:
         Model to optimizer to bytes: those of the paper in float32, then ours with small momentum.
     """
-    return {model: _of_model(on_meta(MODELS[model]), PAPER[model]) for model in PAPER}
+    return {model: _of_model(on_meta(MODELS[model]), PAPER[model]) for model in models}
 
 
 def _of_model(module: Tensors, names: Mapping[str, Any]) -> dict[str, int]:
