@@ -649,7 +649,7 @@ def test_a_kind_that_is_no_table_of_text_is_refused(load, tmp_path):
     (folder / "a.jsonl").write_text('{"text": "words"}\n')
     for i in range(5):
         (folder / f"{i}.xml").write_text("<a>words</a>")
-    with pytest.raises(ValueError, match="kind 'xml'; text is read from: arrow, cache, csv"):
+    with pytest.raises(ValueError, match="kind 'xml'; data are read from: arrow, cache, csv"):
         load(folder)
 
 

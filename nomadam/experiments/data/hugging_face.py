@@ -1,4 +1,4 @@
-"""Text from Hugging Face data sets: by name, saved to disk, or as jsonl, json, csv, parquet."""
+"""Hugging Face data sets, and text from them: by name, saved to disk, or as table files."""
 
 import re
 import threading
@@ -20,7 +20,7 @@ FILE_BUILDERS = {
     ".arrow": "arrow",
 }
 _FOLDER_SUFFIXES = {".jsonl", ".parquet", ".arrow"}
-# Builders that only read tables of text: whatever else a data set asks for is refused.
+# Builders that only read tables: whatever else a data set asks for is refused.
 _BUILDERS = {"arrow", "cache", "csv", "json", "parquet", "text"}
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([\w.-]+))?", re.ASCII)
 _STRINGS = {"string", "large_string", "string_view"}
@@ -74,21 +74,7 @@ def data_set_at(
     Errors:
         ValueError: a damaged data set, an unknown split or field, a field that is not text.
     """
-    datasets = _library()
-    try:
-        if path.is_dir() and _is_saved(path):
-            splits = datasets.load_from_disk(str(path))
-        else:
-            kept = str(cache_folder / "datasets")
-            if path.is_file():
-                builder = datasets.load_dataset_builder(
-                    FILE_BUILDERS[path.suffix], data_files=[str(path)], cache_dir=kept
-                )
-            else:
-                builder = datasets.load_dataset_builder(str(path), cache_dir=kept)
-            splits = _built(builder, str(path))
-    except Exception as error:  # the library and its readers raise types without a common parent
-        raise _unreadable(str(path), error) from error
+    splits = tables_at(path, cache_folder)
     return _corpus(str(path), splits, text_field, split, validation_fraction, max_bytes)
 
 
@@ -112,17 +98,56 @@ def data_set_named(
     Errors:
         ValueError: no such data set, no answer within `ANSWER_SECONDS`, or as `data_set_at`.
     """
+    splits = tables_named(source, instead="a local path, or 'stdlib', which needs no network")
+    return _corpus(source, splits, text_field, split, validation_fraction, max_bytes)
+
+
+def tables_at(path: Path, cache_folder: Path) -> Any:
+    """All splits of a data set that lies on this machine: a table by split, or one table.
+
+    Args:
+        path: what `save_to_disk` wrote, a table file, or a folder of table files.
+        cache_folder: where the tables are kept in the form that can be mapped into memory.
+
+    Errors:
+        ValueError: a damaged data set, or one that is not made of tables.
+    """
+    datasets = _library()
+    try:
+        if path.is_dir() and _is_saved(path):
+            return datasets.load_from_disk(str(path))
+        kept = str(cache_folder / "datasets")
+        if path.is_file():
+            builder = datasets.load_dataset_builder(
+                FILE_BUILDERS[path.suffix], data_files=[str(path)], cache_dir=kept
+            )
+        else:
+            builder = datasets.load_dataset_builder(str(path), cache_dir=kept)
+        return _built(builder, str(path))
+    except Exception as error:  # the library and its readers raise types without a common parent
+        raise _unreadable(str(path), error) from error
+
+
+def tables_named(source: str, *, instead: str = "a local path") -> Any:
+    """All splits of a data set on the hub, or in the library's own cache where the hub is away.
+
+    Args:
+        source: `name`, `owner/name` or `owner/name:configuration`.
+        instead: what the message advises to give where the hub can not be reached.
+
+    Errors:
+        ValueError: no such data set, no answer within `ANSWER_SECONDS`, or as `tables_at`.
+    """
     datasets = _library()
     match = _NAME.fullmatch(source)
     if match is None:
         raise ValueError(f"data source {source!r} is not a data set's name (owner/name)")
     name, configuration = match.groups()
-    _ask_for(name, source)
+    _ask_for(name, source, instead)
     try:
-        splits = _built(datasets.load_dataset_builder(name, configuration), source)
+        return _built(datasets.load_dataset_builder(name, configuration), source)
     except Exception as error:  # as above
         raise _unreadable(source, error) from error
-    return _corpus(source, splits, text_field, split, validation_fraction, max_bytes)
 
 
 def _library() -> Any:
@@ -149,7 +174,7 @@ def _unreadable(source: str, error: Exception) -> ValueError:
     )
 
 
-def _ask_for(name: str, source: str) -> None:
+def _ask_for(name: str, source: str, instead: str) -> None:
     """One question to the hub with a deadline of its own: the library's retries take minutes."""
     import huggingface_hub
     from datasets import config
@@ -180,7 +205,7 @@ def _ask_for(name: str, source: str) -> None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"data source {source!r}: no such file or folder here, and the data set hub can not "
-            f"be reached ({reason}); give a local path, or 'stdlib', which needs no network"
+            f"be reached ({reason}); give {instead}"
         ) from error
 
 
@@ -192,11 +217,11 @@ def _was_prepared(name: str, cache: Path) -> bool:
 
 
 def _built(builder: Any, source: str) -> Any:
-    """All splits of a data set, if a builder that only reads tables of text can make them."""
+    """All splits of a data set, if a builder that only reads tables can make them."""
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _BUILDERS or not type(builder).__module__.startswith("datasets."):
         allowed = ", ".join(sorted(_BUILDERS))
-        raise ValueError(f"{source!r} is of the kind {kind!r}; text is read from: {allowed}")
+        raise ValueError(f"{source!r} is of the kind {kind!r}; data are read from: {allowed}")
     builder.download_and_prepare()
     return builder.as_dataset()
 
