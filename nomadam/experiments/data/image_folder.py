@@ -1,0 +1,229 @@
+"""Pictures with labels, read when they are wanted: class folders, and data sets' tables."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nomadam.experiments.data import hugging_face
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Readers of pictures only: that of PostScript would start another program.
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+HELD_OUT = ("val", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """Pictures that lie elsewhere, with their labels.
+
+    Args:
+        labels: int64 `[n]`, from 0 to `len(classes) - 1`.
+        classes: names of the labels.
+        read: gives the file or the bytes of a picture by its number.
+        sha256: of what can be known without reading them: names, labels and sizes in bytes.
+    """
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    read: Callable[[int], Path | bytes]
+    sha256: str
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    def picture(self, number: int) -> "Image.Image":
+        """A picture in red, green and blue.
+
+        Errors:
+            ValueError: it can not be read as a picture.
+        """
+        content = self.read(number)
+        place = str(content) if isinstance(content, Path) else f"the picture in row {number}"
+        return read_picture(content, place)
+
+
+def read_picture(content: Path | bytes, place: str) -> "Image.Image":
+    """Decode a picture, in red, green and blue.
+
+    Args:
+        content: a file, or the bytes of one.
+        place: what it is called where it fails.
+
+    Errors:
+        ValueError: no picture of a known format, a damaged or too large one.
+        ImportError: without Pillow, naming the extra to install.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError('pictures need Pillow: pip install "nomadam[lab]"') from error
+    file = content if isinstance(content, Path) else io.BytesIO(content)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.convert("RGB")
+    # Readers of damaged files raise more kinds than OSError.
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{place} can not be read as a picture: {error}") from error
+
+
+def load_pictures(
+    source: str, *, label_field: str | None, cache_folder: Path
+) -> tuple[Pictures, Pictures]:
+    """Find the pictures to train on and those held out, of the same classes.
+
+    Args:
+        source: a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `validation`, `test`),
+            a data set of Hugging Face that was saved to disk, or the name of one.
+        label_field: of a data set, the field of the labels; None for the only one there is.
+        cache_folder: for a data set that lies in table files.
+
+    Errors:
+        ValueError: a source that is missing or of another kind, classes that differ, a class
+            without pictures, an empty file, or a class whose first picture can not be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and not hugging_face.is_data_set_path(path):
+        train, held_out = (_class_folders(path / split) for split in _split_folders(path))
+    else:
+        train, held_out = picture_tables(source, label_field, cache_folder)
+    if train.classes != held_out.classes:
+        unlike = sorted(set(train.classes) ^ set(held_out.classes))[:5]
+        raise ValueError(
+            f"{source}: the held-out pictures have other classes than those to train on; "
+            f"only one of the two has: {', '.join(unlike)}"
+        )
+    for pictures in (train, held_out):
+        for number in np.unique(pictures.labels, return_index=True)[1]:
+            pictures.picture(int(number))
+    return train, held_out
+
+
+def _split_folders(path: Path) -> tuple[str, str]:
+    there = [split for split in HELD_OUT if (path / split).is_dir()]
+    if not (path / "train").is_dir() or not there:
+        raise ValueError(
+            f"{path} holds neither a data set nor pictures in train/CLASS/ and val/CLASS/"
+        )
+    return "train", there[0]
+
+
+def _class_folders(folder: Path) -> Pictures:
+    classes = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    if not classes:
+        raise ValueError(
+            f"{folder} holds no folders of classes; pictures are sorted by class: CLASS/*.jpg"
+        )
+    files: list[str] = []
+    labels: list[int] = []
+    digest = hashlib.sha256()
+    for label, name in enumerate(classes):
+        found = sorted(_files(folder / name))
+        if not found:
+            raise ValueError(f"{folder / name} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        for file, size in found:
+            if size == 0:
+                raise ValueError(f"{file} is empty")
+            digest.update(f"{os.path.relpath(file, folder)}\0{size}\n".encode())
+        files += [file for file, _ in found]
+        labels += [label] * len(found)
+    return Pictures(
+        labels=np.array(labels, np.int64),
+        classes=tuple(classes),
+        read=lambda number: Path(files[number]),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Path and size in bytes of every picture below a folder."""
+    found = []
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            found += _files(Path(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.name[0] != ".":
+            found.append((entry.path, entry.stat().st_size))
+    return found
+
+
+def picture_tables(
+    source: str, label_field: str | None, cache_folder: Path
+) -> tuple[Pictures, Pictures]:
+    """The pictures of a Hugging Face data set: its train split, and its validation or test split.
+
+    The fields are found by their types, a picture and a class label, and not by their names.
+
+    Args:
+        source: what `save_to_disk` wrote, a folder of table files, or a data set's name.
+        label_field: the field of the labels, None for the only one there is.
+        cache_folder: where tables are kept in the form that can be mapped into memory.
+
+    Errors:
+        ValueError: no such data set, no such splits, or no field of these types.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if not hugging_face.is_data_set_path(path):
+            raise ValueError(f"{path} is no data set")
+        splits = hugging_face.tables_at(path, cache_folder)
+    else:
+        splits = hugging_face.tables_named(source)
+    there = [split for split in ("validation", "val", "test") if split in splits]
+    if not isinstance(splits, dict) or "train" not in splits or not there:
+        names = ", ".join(splits) if isinstance(splits, dict) else "one without a name"
+        raise ValueError(
+            f"data source {source!r} must have the splits train and validation or test; "
+            f"it has: {names}"
+        )
+    train, held_out = (
+        _pictures_of(source, splits[split], label_field) for split in ("train", there[0])
+    )
+    return train, held_out
+
+
+def _pictures_of(source: str, table: Any, label_field: str | None) -> Pictures:
+    from datasets import ClassLabel, Image
+
+    picture_field = _field(source, table, Image, None, "data.source")
+    label_field = _field(source, table, ClassLabel, label_field, "data.label_field")
+    if not len(table):
+        raise ValueError(f"data source {source!r} has a split without pictures")
+    labels = np.asarray(table.with_format("numpy")[label_field][:], np.int64)
+    classes = tuple(table.features[label_field].names)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"data source {source!r} has pictures without a label in {label_field!r}")
+    encoded = table.select_columns([picture_field]).cast_column(picture_field, Image(decode=False))
+    digest = hashlib.sha256(repr((classes, encoded.num_rows)).encode() + labels.tobytes())
+    digest.update(repr(encoded.data.nbytes).encode())
+
+    def read(number: int) -> Path | bytes:
+        content = encoded[number][picture_field]
+        if content is None:
+            raise ValueError(f"data source {source!r} has no picture in row {number}")
+        return content["bytes"] or Path(content["path"])
+
+    return Pictures(labels=labels, classes=classes, read=read, sha256=digest.hexdigest())
+
+
+def _field(source: str, table: Any, kind: type, name: str | None, argument: str) -> str:
+    """The one field of a type, or the one that was asked for."""
+    there = [each for each, feature in table.features.items() if isinstance(feature, kind)]
+    if name is None and len(there) == 1:
+        return there[0]
+    if name in there:
+        return str(name)
+    have = ", ".join(there) or "none; its fields: " + ", ".join(table.features)
+    wanted = f"no field {name!r}" if name is not None else "not one field"
+    raise ValueError(
+        f"{argument}: data source {source!r} has {wanted} of the type {kind.__name__}; "
+        f"it has: {have}"
+    )

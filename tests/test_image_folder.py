@@ -1,0 +1,157 @@
+"""Pictures in class folders and in data sets: what is there, and what is refused at once."""
+
+import numpy as np
+import pytest
+
+from nomadam.experiments.data.image_folder import load_pictures, read_picture
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def paint(file, colour, size=(12, 9), **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, count in (("train", 3), ("val", 1)):
+        for label, name in enumerate(("ant", "bee")):
+            for number in range(count):
+                paint(tmp_path / split / name / f"{number}.png", (100 * label, number, 7))
+    return tmp_path
+
+
+def load(source, label_field=None):
+    return load_pictures(str(source), label_field=label_field, cache_folder=source)
+
+
+def test_class_folders_are_read_in_order_whatever_lies_beside_them(folder):
+    before = load(folder)[0].sha256
+    (folder / "train" / "ant" / "notes.txt").write_text("none")
+    (folder / "train" / "LOC_train.csv").write_text("none")
+    train, held_out = load(folder)
+    assert train.classes == held_out.classes == ("ant", "bee")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and len(held_out) == 2
+    assert [train.picture(n).getpixel((0, 0)) for n in (0, 2, 4)] == [
+        (0, 0, 7),
+        (0, 2, 7),
+        (100, 1, 7),
+    ]
+    assert train.sha256 == before
+    (folder / "train" / "ant" / "9.PNG").write_bytes((folder / "val/ant/0.png").read_bytes())
+    assert len(load(folder)[0]) == 7 and load(folder)[0].sha256 != before
+
+
+def test_pictures_in_folders_of_a_class_and_other_names_of_the_held_out(folder):
+    paint(folder / "train" / "ant" / "deep" / "er" / "x.jpg", (1, 2, 3))
+    (folder / "val").rename(folder / "test")
+    train, held_out = load(folder)
+    assert train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1] and len(held_out) == 2
+
+
+def test_other_modes_become_red_green_blue(tmp_path):
+    for mode in ("L", "P", "RGBA", "1", "CMYK"):
+        file = tmp_path / f"{mode}.tiff"
+        Image.new(mode, (4, 4)).save(file)
+        assert read_picture(file, "x").mode == "RGB"
+
+
+def damage(folder, kind):
+    if kind == "held-out pictures without classes":
+        (folder / "val" / "ant" / "0.png").rename(folder / "val" / "0.png")
+        for name in ("ant", "bee"):
+            for file in (folder / "val" / name).glob("*"):
+                file.unlink()
+            (folder / "val" / name).rmdir()
+    elif kind == "no held-out pictures":
+        (folder / "val").rename(folder / "vel")
+    elif kind == "a class without pictures":
+        (folder / "train" / "cow").mkdir()
+    elif kind == "other classes":
+        paint(folder / "val" / "cow" / "0.png", (1, 1, 1))
+    elif kind == "an empty file":
+        (folder / "train" / "bee" / "1.png").write_bytes(b"")
+    elif kind == "no picture":
+        (folder / "train" / "bee" / "0.png").write_text("<html>404</html>")
+    elif kind == "half a picture":
+        whole = (folder / "val" / "bee" / "0.png").read_bytes()
+        (folder / "val" / "bee" / "0.png").write_bytes(whole[: len(whole) // 2])
+    elif kind == "a program":
+        (folder / "train" / "ant" / "0.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("held-out pictures without classes", "val holds no folders of classes"),
+        ("no held-out pictures", "train/CLASS/ and val/CLASS/"),
+        ("a class without pictures", "cow holds no picture"),
+        ("other classes", "only one of the two has: cow"),
+        ("an empty file", "1.png is empty"),
+        ("no picture", "bee.0.png can not be read as a picture"),
+        ("half a picture", "bee.0.png can not be read as a picture"),
+        ("a program", "ant.0.png can not be read as a picture"),
+    ],
+)
+def test_wrong_folders_are_found_before_training(folder, kind, words):
+    damage(folder, kind)
+    with pytest.raises(ValueError, match=words):
+        load(folder)
+
+
+def test_a_picture_larger_than_memory_is_refused(tmp_path, monkeypatch):
+    paint(tmp_path / "x.png", (0, 0, 0), size=(50, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="x.png can not be read as a picture"):
+        read_picture(tmp_path / "x.png", "x.png")
+
+
+def tables(rows=4, **fields):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (12, 9), (n, 0, 0)) for n in range(rows)]
+    kinds = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee"])}
+    columns = {"picture": pictures, "kind": [n % 2 for n in range(rows)]}
+    columns |= {name: [0] * rows for name in fields}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds | fields))
+
+
+def save(folder, **splits):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_saved_data_set_is_found_by_its_types(tmp_path):
+    train, held_out = load(save(tmp_path / "set", train=tables(), validation=tables(2)))
+    assert train.classes == ("ant", "bee") and train.labels.tolist() == [0, 1, 0, 1]
+    assert train.picture(3).getpixel((0, 0)) == (3, 0, 0) and len(held_out) == 2
+    assert train.labels.dtype == np.int64 and train.sha256 != held_out.sha256
+
+
+def test_a_folder_of_parquet_files_with_pictures(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        tables().to_parquet(str(tmp_path / "data" / f"{split}-00000-of-00001.parquet"))
+    train, held_out = load(tmp_path)
+    assert len(train) == len(held_out) == 4
+    assert train.picture(2).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_data_sets_without_pictures_labels_or_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match="must have the splits train and validation or test"):
+        load(save(tmp_path / "one", train=tables()))
+    plain = tables().remove_columns("picture")
+    with pytest.raises(ValueError, match="not one field of the type Image; it has: none"):
+        load(save(tmp_path / "two", train=plain, test=plain))
+    unlabelled = tables().cast_column("kind", datasets.Value("int64"))
+    with pytest.raises(ValueError, match="data.label_field.*type ClassLabel"):
+        load(save(tmp_path / "three", train=unlabelled, test=unlabelled))
+    hidden = tables().remove_columns("kind").add_column("kind", [-1] * 4)
+    hidden = hidden.cast_column("kind", datasets.ClassLabel(names=["ant", "bee"]))
+    with pytest.raises(ValueError, match="pictures without a label in 'kind'"):
+        load(save(tmp_path / "four", train=tables(), test=hidden))
+    (tmp_path / "five.txt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"five.txt is no data set"):
+        load(tmp_path / "five.txt")
