@@ -1,9 +1,9 @@
-"""A vision transformer from a configuration, and the images that it is trained on."""
+"""Classifiers of images, a vision transformer and convolutional networks, and small images."""
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nomadam.experiments.fields import check_types, require
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
     from nomadam.experiments.data.images import ImageBatch, ImageDataset
+
+Family = Literal["resnet18", "vgg", "mobilenet"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,23 +100,87 @@ class ViTModel:
 
         Args:
             module: what `build` gave, wrapped or not.
-            batch: images and labels.
+            batch: images and labels; where two images are mixed, a label is a row of parts.
         """
-        from torch.nn.functional import cross_entropy
-
-        logits = module(pixel_values=batch.images).logits.float()
-        return cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        logits = module(pixel_values=batch.images).logits
+        return _cross_entropy(logits, batch, self.label_smoothing)
 
     def measures(self, module: "torch.nn.Module", batch: "ImageBatch") -> dict[str, "torch.Tensor"]:
         """The loss, it without smoothing, and the part whose likeliest label is right (top-1)."""
-        from torch.nn.functional import cross_entropy
+        return _measures(module(pixel_values=batch.images).logits, batch, self.label_smoothing)
 
-        logits = module(pixel_values=batch.images).logits.float()
-        return {
-            "loss": cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing),
-            "cross_entropy": cross_entropy(logits, batch.labels),
-            "accuracy": (logits.argmax(-1) == batch.labels).float().mean(),
-        }
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvolutionalModel:
+    """A convolutional network of `nomadam.experiments.convolutional`, freshly initialised.
+
+    Args:
+        family: ``resnet18`` (default), ``vgg`` or ``mobilenet``.
+        width: channels of the first of four stages, at least 1; the last has 8 times as many.
+            ResNet-18 has 64.
+        label_smoothing: as in `ViTModel`; default 0.
+
+    Raises:
+        ValueError: for a value outside its range.
+
+    Example:
+        >>> module = ConvolutionalModel(width=8).build(image_size=8, channels=1, num_classes=10)
+        >>> sum(parameter.numel() for parameter in module.parameters())
+        176258
+    """
+
+    family: Family = "resnet18"
+    width: int = 64
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_types(self, "model.")
+        require(self.width >= 1, "model.width", self.width, "at least 1")
+        value = self.label_smoothing
+        require(0 <= value < 1, "model.label_smoothing", value, "at least 0 and below 1")
+
+    def build(self, *, image_size: int, channels: int, num_classes: int) -> "torch.nn.Module":
+        """Make the module; torch's global random generator decides the initial weights.
+
+        Args:
+            image_size: side of the images in pixels, at least 8: it is halved three times.
+            channels: of the images.
+            num_classes: number of labels.
+
+        Raises:
+            ValueError: for smaller images.
+        """
+        from nomadam.experiments.convolutional import FAMILIES, ConvolutionalNet
+
+        if image_size < 8:
+            raise ValueError(f"the images' side is {image_size}: must be at least 8")
+        features = FAMILIES[self.family](channels=channels, width=self.width)
+        return ConvolutionalNet(features, 8 * self.width, num_classes)
+
+    def loss(self, module: "torch.nn.Module", batch: "ImageBatch") -> "torch.Tensor":
+        """Mean cross entropy with the smoothed labels, in nats an image, in float32."""
+        return _cross_entropy(module(batch.images), batch, self.label_smoothing)
+
+    def measures(self, module: "torch.nn.Module", batch: "ImageBatch") -> dict[str, "torch.Tensor"]:
+        """The loss, it without smoothing, and the part whose likeliest label is right (top-1)."""
+        return _measures(module(batch.images), batch, self.label_smoothing)
+
+
+def _cross_entropy(logits: "torch.Tensor", batch: "ImageBatch", smoothing: float) -> "torch.Tensor":
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+
+
+def _measures(
+    logits: "torch.Tensor", batch: "ImageBatch", smoothing: float
+) -> dict[str, "torch.Tensor"]:
+    return {
+        "loss": _cross_entropy(logits, batch, smoothing),
+        "cross_entropy": _cross_entropy(logits, batch, 0.0),
+        "accuracy": (logits.argmax(-1) == batch.labels).float().mean(),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ def choose_optimizer(
     lr: float | None = None,
     weight_decay: float | None = None,
     arguments: Mapping[str, Scalar] | None = None,
+    suited: Mapping[str, Scalar] | None = None,
 ) -> OptimizerChoice:
     """The optimizer of this name, with the values of its row of the table where none are given.
 
@@ -24,6 +25,8 @@ def choose_optimizer(
         weight_decay: at least 0; default None, the row's: a decay that is coupled wants another
             number than one that is not.
         arguments: the optimizer's further keyword arguments; default none.
+        suited: arguments that suit the study's model, such as the name of its output layer, taken
+            where the optimizer has them and left out where it does not; default none.
 
     Raises:
         ValueError: for a name that is not in the table, with the nearest names.
@@ -34,13 +37,18 @@ def choose_optimizer(
         0.002
         >>> choose_optimizer("sgdm").weight_decay
         0.0001
+        >>> suited = {"head": "head.weight"}
+        >>> [choose_optimizer(name, suited=suited).arguments for name in ("muon", "adam")]
+        [{'head': 'head.weight'}, {}]
     """
     row = _row(name, arguments or {})
+    known = row.arguments()
+    fitting = {key: value for key, value in (suited or {}).items() if key in known}
     return OptimizerChoice(
         name=name,
         lr=row.default_lr if lr is None else lr,
         weight_decay=row.default_weight_decay if weight_decay is None else weight_decay,
-        arguments=arguments or {},
+        arguments={**fitting, **(arguments or {})},
     )
 
 
