@@ -1,0 +1,236 @@
+"""Photographs: each random change, batches as pure functions, and a training that goes on."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import assert_same_training, go, raise_signal_at
+
+from nomadam.experiments.configuration import from_json, override, to_json
+from nomadam.experiments.data.photographs import Changes, load_photographs
+from nomadam.experiments.data.random_changes import (
+    CHANGES,
+    GREY,
+    central_crop,
+    mirrored,
+    random_changes,
+    random_crop,
+)
+from nomadam.experiments.photographs import PhotographData
+from nomadam.experiments.vit_classification import vit_s16_imagenet, vit_s16_imagenet_grid
+from nomadam.runs import Interrupted
+
+Image = pytest.importorskip("PIL.Image")
+CPU = torch.device("cpu")
+STILL = Changes(size=8, smallest_area=1.0, changes=0, magnitude=0, mixup=0.0)
+WILD = Changes(size=8, smallest_area=0.1, changes=2, magnitude=10, mixup=0.2)
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    seeds = itertools.count()
+    for split, count in (("train", 5), ("val", 3)):
+        for name in ("ant", "bee", "cow"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise(14, 11, next(seeds)).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return load_photographs(str(folder))
+
+
+def equal(one, other):
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def test_a_crop_of_everything_is_a_resize():
+    picture = noise(16, 16)
+    # A ratio of 0.5 is a square.
+    assert random_crop(picture, [0.3, 0.5, 0, 0], size=16, smallest_area=1.0) == picture
+    half = random_crop(picture, [0.0, 0.5, 0.0, 0.0], size=8, smallest_area=0.25)
+    assert half == picture.crop((0, 0, 8, 8))
+    corner = random_crop(picture, [0.0, 0.5, 1.0, 1.0], size=8, smallest_area=0.25)
+    assert corner == picture.crop((8, 8, 16, 16))
+
+
+@pytest.mark.parametrize("size", [(40, 30), (9, 200), (200, 9), (1, 1)])
+def test_a_crop_lies_in_any_picture(size, monkeypatch):
+    boxes = []
+    resize = Image.Image.resize
+
+    def watched(self, *arguments, box, **options):
+        boxes.append(box)
+        return resize(self, *arguments, box=box, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    picture = Image.new("RGB", size)
+    for draws in itertools.product((0.0, 0.4, 0.999999), repeat=4):
+        assert random_crop(picture, draws, size=8, smallest_area=0.05).size == (8, 8)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+        assert 3 / 4 - 1e-6 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-6
+
+
+def test_the_middle_of_a_picture_is_taken():
+    picture = Image.new("RGB", (32, 16), (255, 0, 0))
+    picture.paste((0, 255, 0), (8, 0, 24, 16))
+    assert central_crop(picture, size=14).getcolors() == [(196, (0, 255, 0))]
+    assert central_crop(Image.new("RGB", (3, 500)), size=14).size == (14, 14)
+    assert mirrored(picture, 0.5) == picture
+    lopsided = noise(6, 4)
+    assert mirrored(mirrored(lopsided, 0.1), 0.1) == lopsided != mirrored(lopsided, 0.1)
+
+
+def changed(index, sign, magnitude, picture):
+    return random_changes(
+        picture, [(index + 0.5) / len(CHANGES), 0.1 if sign > 0 else 0.9], magnitude=magnitude
+    )
+
+
+def subdued():
+    """Colours without the darkest and the lightest, so that autocontrast has what to do."""
+    pixels = np.random.default_rng(0).integers(40, 200, (40, 40, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_at_magnitude_0_only_what_has_no_strength_changes_a_picture():
+    picture = subdued()
+    other = [i for i in range(len(CHANGES)) if changed(i, 1, 0, picture) != picture]
+    assert len(CHANGES) == 14 and other == [1, 2]  # autocontrast and equalize
+
+
+def test_every_change_but_the_identity_changes_at_magnitude_10_and_by_its_sign():
+    picture = subdued()
+    moved = [changed(index, 1, 10, picture) for index in range(14)]
+    assert [index for index in range(14) if moved[index] == picture] == [0]
+    assert all(each.size == (40, 40) and each.mode == "RGB" for each in moved)
+    signed = [i for i in range(14) if changed(i, -1, 10, picture) != moved[i]]
+    assert signed == [3, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_the_strengths_are_those_that_are_stated():
+    picture = Image.new("RGB", (20, 20), (10, 100, 201))
+    right = np.asarray(changed(11, 1, 10, picture))
+    assert (right[0, :, 0] == GREY[0]).sum() == 9  # 0.45 of the side
+    assert changed(13, 1, 10, picture).getpixel((0, 0)) == (245, 155, 54)
+    assert changed(13, 1, 5, picture).getpixel((0, 0)) == (10, 100, 54)
+    assert changed(4, 1, 10, picture).getpixel((0, 0)) == (0, 96, 192)
+    assert changed(7, 1, 10, picture).getpixel((0, 0)) == (19, 190, 255)
+    assert changed(7, -1, 10, picture).getpixel((0, 0)) == (1, 10, 20)
+
+
+def test_a_batch_is_a_pure_function_of_seed_step_and_micro(data):
+    given = {"seed": 3, "step": 5, "micro": 1, "batch_size": 6}
+    batch = data.train_batch(WILD, **given).to(CPU)
+    torch.manual_seed(99)
+    assert equal(batch, data.train_batch(WILD, **given).to(CPU))
+    for change in ({"seed": 4}, {"step": 6}, {"micro": 0}):
+        assert not equal(batch, data.train_batch(WILD, **{**given, **change}).to(CPU))
+    assert batch.images.shape == (6, 3, 8, 8) and batch.images.abs().max() <= 1
+
+
+@pytest.mark.parametrize("changes", [WILD, STILL])
+def test_processes_that_read_their_own_rows_have_the_rows_of_the_batch(data, changes):
+    batch = data.train_batch(changes, seed=0, step=1, batch_size=6)
+    whole, parts = batch.to(CPU), [batch[index::3] for index in range(3)]
+    assert [len(part) for part in parts] == [2, 2, 2]
+    for index, part in enumerate(parts):
+        assert equal(part.to(CPU), whole[index::3])
+
+
+def test_each_row_is_mixed_with_the_next_and_so_is_its_label(data):
+    plain = data.train_batch(STILL, seed=0, step=1, batch_size=5).to(CPU)
+    mix = Changes(size=8, smallest_area=1.0, changes=0, magnitude=0, mixup=0.2)
+    mixed = data.train_batch(mix, seed=0, step=1, batch_size=5).to(CPU)
+    labels = torch.nn.functional.one_hot(plain.labels, 3).float()
+    differing = (labels != labels.roll(-1, 0)).any(1)
+    share = mixed.labels[differing].max(1).values[0]
+    assert 0.5 <= share < 1
+    for found, own in ((mixed.images, plain.images), (mixed.labels, labels)):
+        assert torch.allclose(found, share * own + (1 - share) * own.roll(-1, 0), atol=1e-6)
+    shares = [
+        data.train_batch(mix, seed=0, step=step, batch_size=5).to(CPU).labels.max(1).values.min()
+        for step in range(8)
+    ]
+    assert len({share.item() for share in shares}) > 4
+
+
+def test_each_pass_has_every_picture_once_and_none_that_is_held_out(data):
+    batches = [data.train_batch(STILL, seed=0, step=step, batch_size=5) for step in range(3)]
+    labels = torch.cat([batch.to(CPU).labels for batch in batches])
+    assert sorted(labels.tolist()) == [0] * 5 + [1] * 5 + [2] * 5
+    held_out = list(data.validation_batches(size=8, batch_size=4))
+    assert [len(batch) for batch in held_out] == [4, 4, 1]
+    middle = central_crop(data.held_out.picture(5), size=8)
+    expected = np.asarray(middle, np.float32).transpose(2, 0, 1) / 127.5 - 1
+    assert np.array_equal(held_out[1].to(CPU).images[1].numpy(), expected)
+    assert len(list(data.validation_batches(size=8, batch_size=4, max_batches=2))) == 2
+
+
+def small(folder, optimizer="sgd_sai"):
+    fields = {
+        "data.source": str(folder),
+        "data.image_size": "16",
+        "data.smallest_area": "0.5",
+        "model.layers": "1",
+        "model.heads": "2",
+        "model.width": "16",
+        "model.patch_size": "8",
+        "model.label_smoothing": "0.1",
+        "steps": "4",
+        "batch_size": "4",
+        "evaluate_every": "2",
+        "precision": "fp32",
+        "schedule.warmup_steps": "1",
+    }
+    return override(vit_s16_imagenet(optimizer), fields)
+
+
+def test_the_recipe_trains_on_a_folder_and_goes_on_exactly(folder, tmp_path):
+    pytest.importorskip("transformers")
+    run = small(folder)
+    result = go(run, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        go(run, tmp_path / "parts", progress=raise_signal_at(3, "SIGINT"))
+    go(run, tmp_path / "parts")
+    assert_same_training(tmp_path / "whole", tmp_path / "parts", 4)
+    assert 0 <= result["validation_accuracy"] <= 1
+    assert result["validation_cross_entropy"] < 3
+
+
+def test_the_papers_cells():
+    runs = vit_s16_imagenet_grid()
+    cells = {(run.optimizer.lr, run.optimizer.weight_decay) for run in runs}
+    assert len(cells) == 12 and (1e-2, 1e-2) in cells
+    sgdm = {(run.optimizer.lr, run.optimizer.weight_decay) for run in vit_s16_imagenet_grid("sgdm")}
+    assert (1.0, 1e-4) in sgdm and len(sgdm) == 12
+    assert all(from_json(to_json(run)) == run for run in runs)
+    assert vit_s16_imagenet("muon").optimizer.arguments["head"] == "classifier.weight"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", ""),
+        ("image_size", 7),
+        ("smallest_area", 0),
+        ("smallest_area", 1.1),
+        ("changes", -1),
+        ("magnitude", 11),
+        ("mixup", -0.1),
+        ("mixup", "often"),
+    ],
+)
+def test_settings_out_of_range(field, value):
+    with pytest.raises(ValueError, match=f"data.{field} = "):
+        PhotographData(**{"source": "x", field: value})
