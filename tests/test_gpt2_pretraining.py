@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_training import assert_same_training, go, raise_signal_at
 
-from nomadam.experiments.configuration import override
-from nomadam.experiments.gpt2_pretraining import demo, small_openwebtext
+from nomadam.experiments.configuration import differing_fields, override
+from nomadam.experiments.gpt2_pretraining import demo, demo_long, medium, small_openwebtext, xl
 from nomadam.optimizers.baselines import BASELINES
 from nomadam.runs import Interrupted, RunFolder
 
@@ -70,3 +70,22 @@ def test_the_papers_own_size_has_its_settings():
     assert sum(parameter.numel() for parameter in module.parameters()) == expected
     assert run.schedule.factor(run.steps, run.steps) * run.optimizer.lr == pytest.approx(6e-5)
     assert run.schedule.factor(2000, run.steps) == 1
+
+
+@pytest.mark.parametrize(("make", "millions"), [(medium, 354), (xl, 1557)])
+def test_the_larger_sizes_have_the_same_settings(make, millions):
+    run, small = make("adamw"), small_openwebtext("adamw")
+    with torch.device("meta"):
+        module = run.model.build(vocab_size=50304, context=run.data.context)
+    counted = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+    assert counted == pytest.approx(millions, rel=0.01)
+    assert run.batch_size * run.accumulation == small.batch_size * small.accumulation == 480
+    sizes = {"model.layers", "model.heads", "model.width", "batch_size", "accumulation"}
+    assert differing_fields(small, run).keys() == sizes | {"name", "optimizer.lr"}
+
+
+def test_long_sequences_are_the_only_difference():
+    changed = differing_fields(demo("adamw"), demo_long("adamw"))
+    assert changed.keys() == {"name", "data.context", "batch_size"}
+    assert changed["data.context"] == (64, 512)
+    assert demo_long().batch_size * 512 == demo().batch_size * 64

@@ -1,4 +1,4 @@
-"""GPT-2 from scratch: the demonstration on a small computer, and the paper's own size."""
+"""GPT-2 from scratch: the demonstration on a small computer, and its true sizes."""
 
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.language_model import GPT2Model, TokenData
@@ -49,16 +49,36 @@ def demo_learning_rates() -> list[Run]:
     ]
 
 
-def _small(optimizer: str, lr: float | None, *, name: str) -> Run:
+def demo_long(optimizer: str = "sgd_sai") -> Run:
+    """The demonstration with sequences of 512 tokens in place of 64: minutes on two cores.
+
+    Two of them a step are as many tokens as the demonstration has, so that nothing else differs;
+    the learning rates are the demonstration's too.
+
+    Args:
+        optimizer: a name of the table of baselines; default ``sgd_sai``.
+
+    Raises:
+        ValueError: for an optimizer that is not in the table, with the nearest names.
+
+    Example:
+        >>> demo_long().batch_size * demo_long().data.tokens_per_row
+        1024
+    """
+    lr = LEARNING_RATES.get(optimizer)
+    return _small(optimizer, lr, name="gpt2_pretraining.demo_long", context=512)
+
+
+def _small(optimizer: str, lr: float | None, *, name: str, context: int = 64) -> Run:
     return Run(
         name=name,
         model=GPT2Model(layers=4, heads=4, width=128),
-        data=TokenData(source="stdlib", vocab_size=4096, context=64),
+        data=TokenData(source="stdlib", vocab_size=4096, context=context),
         optimizer=choose_optimizer(optimizer, lr=lr),
         schedule=schedule_for(optimizer, warmup_fraction=0.1),
         # 1024 tokens a step: a tenth of a second on two cores.
         steps=500,
-        batch_size=16,
+        batch_size=1024 // context,
         evaluate_every=50,
         evaluation_batches=32,
         checkpoint_every=100,
@@ -82,18 +102,84 @@ def small_openwebtext(optimizer: str = "sgd_sai") -> Run:
         >>> run.batch_size * run.accumulation * run.data.tokens_per_row
         491520
     """
-    lr = 6e-4 if optimizer == "adamw" else LEARNING_RATES.get(optimizer)
-    arguments = {"beta2": 0.95} if optimizer == "adamw" else {}
-    return Run(
+    return _openwebtext(
+        optimizer,
         name="gpt2_pretraining.small_openwebtext",
         model=GPT2Model(layers=12, heads=12, width=768),
+        adamw_lr=6e-4,
+        batch_size=12,
+    )
+
+
+def medium(optimizer: str = "sgd_sai") -> Run:
+    """GPT-2 medium (0.35 billion parameters) on OpenWebText: for GPUs.
+
+    All but the model and AdamW's learning rate is as in `small_openwebtext`.
+
+    Args:
+        optimizer: a name of the table of baselines; default ``sgd_sai``.
+
+    Raises:
+        ValueError: for an optimizer that is not in the table, with the nearest names.
+
+    Source: learning rate of arXiv 2005.14165, Table 2.1, for this size.
+
+    Example:
+        >>> medium("adamw").optimizer.lr
+        0.0003
+    """
+    return _openwebtext(
+        optimizer,
+        name="gpt2_pretraining.medium",
+        model=GPT2Model(layers=24, heads=16, width=1024),
+        adamw_lr=3e-4,
+        batch_size=8,
+    )
+
+
+def xl(optimizer: str = "sgd_sai") -> Run:
+    """GPT-2 XL (1.56 billion parameters) on OpenWebText: for GPUs.
+
+    All but the model and AdamW's learning rate is as in `small_openwebtext`. Weights, gradients and
+    SGD-SaI's state take 19 GB, with AdamW 25 GB, beside the activations.
+
+    Args:
+        optimizer: a name of the table of baselines; default ``sgd_sai``.
+
+    Raises:
+        ValueError: for an optimizer that is not in the table, with the nearest names.
+
+    Source: learning rate of arXiv 2005.14165, Table 2.1, for this size.
+
+    Example:
+        >>> xl("adamw").optimizer.lr
+        0.0002
+    """
+    return _openwebtext(
+        optimizer,
+        name="gpt2_pretraining.xl",
+        model=GPT2Model(layers=48, heads=25, width=1600),
+        adamw_lr=2e-4,
+        batch_size=4,
+    )
+
+
+def _openwebtext(
+    optimizer: str, *, name: str, model: GPT2Model, adamw_lr: float, batch_size: int
+) -> Run:
+    """480 sequences a step, in micro-batches of this many."""
+    lr = adamw_lr if optimizer == "adamw" else LEARNING_RATES.get(optimizer)
+    arguments = {"beta2": 0.95} if optimizer == "adamw" else {}
+    return Run(
+        name=name,
+        model=model,
         data=TokenData(source="Skylion007/openwebtext", vocab_size=50304, context=1024),
         optimizer=choose_optimizer(optimizer, lr=lr, weight_decay=0.1, arguments=arguments),
-        # Down to a tenth, 6e-5 for AdamW.
+        # Down to a tenth, 6e-5 for AdamW and the small model.
         schedule=schedule_for(optimizer, warmup_steps=2000, final_fraction=0.1),
         steps=100_000,
-        batch_size=12,
-        accumulation=40,
+        batch_size=batch_size,
+        accumulation=480 // batch_size,
         precision="bf16_autocast",
         evaluate_every=1000,
         evaluation_batches=200,
