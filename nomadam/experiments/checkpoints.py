@@ -20,7 +20,8 @@ def write_checkpoint(
 
     Args:
         folder: an empty folder.
-        module: its parameters and persistent buffers are written, tied ones once.
+        module: its parameters that train and persistent buffers are written, tied ones once; what
+            is frozen is made again by whatever builds the module.
         optimizer: its ``state_dict()`` is written.
         state: JSON values: the step, the seconds, the random generators.
 
@@ -48,6 +49,19 @@ def read_checkpoint(
     Raises:
         ValueError: where the checkpoint is of another model.
     """
+    read_weights(folder, module)
+    optimizer.load_state_dict(
+        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    )
+    return json.loads((folder / "state.json").read_bytes())
+
+
+def read_weights(folder: Path, module: torch.nn.Module) -> None:
+    """Put the weights of a checkpoint into a module.
+
+    Raises:
+        ValueError: where the checkpoint is of another model.
+    """
     from safetensors.torch import load_file
 
     saved, own = load_file(folder / "model.safetensors"), _tensors(module)
@@ -58,10 +72,6 @@ def read_checkpoint(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-    optimizer.load_state_dict(
-        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    )
-    return json.loads((folder / "state.json").read_bytes())
 
 
 def random_state() -> dict[str, Any]:
@@ -113,12 +123,13 @@ def seed_everything(seed: int) -> None:
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, each tensor once."""
+    """Parameters that train and persistent buffers by name, each tensor once."""
     kept = module.state_dict(keep_vars=True)
     seen: set[int] = set()
     once = {}
     for name, tensor in kept.items():
-        if id(tensor) not in seen:
+        frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+        if id(tensor) not in seen and not frozen:
             seen.add(id(tensor))
             once[name] = tensor
     return once

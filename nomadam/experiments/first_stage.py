@@ -101,6 +101,23 @@ def complete_first_stage(
     return _finished(stage, folder, result)
 
 
+def load_final_weights(module: Any, folder: Path) -> None:
+    """Put the weights that a finished training ended with into a module of the same kind.
+
+    Args:
+        module: built as that training's was; its parameters are overwritten.
+        folder: the run folder, as ``build`` gets it in ``pretrained``.
+
+    Raises:
+        RunFolderError: the folder holds no whole checkpoint.
+        ValueError: the checkpoint is of another model.
+    """
+    # Imported here, since it loads torch.
+    from nomadam.experiments.checkpoints import read_weights
+
+    read_weights(_last_checkpoint(folder), module)
+
+
 def final_weights(folder: Path) -> dict[str, Any]:
     """The weights that a finished training ended with, by name, on the CPU; tied ones once.
 
@@ -112,10 +129,14 @@ def final_weights(folder: Path) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
+    return load_file(_last_checkpoint(folder) / "model.safetensors")
+
+
+def _last_checkpoint(folder: Path) -> Path:
     found = RunFolder(folder).newest_checkpoint()
     if found is None:
         raise RunFolderError(f"{folder} holds no checkpoint that is whole; delete that folder")
-    return load_file(found[1] / "model.safetensors")
+    return found[1]
 
 
 def _wait_until_free(folder: RunFolder) -> None:

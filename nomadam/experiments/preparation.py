@@ -34,7 +34,7 @@ class Parts:
         model: the same as accelerate wrapped it, which is trained.
         optimizer: of the module's parameters.
         peak_lrs: learning rate of each group at the schedule's factor 1.
-        num_params: number of parameters, tied ones once.
+        num_params: number of parameters that train, tied ones once.
         baseline_memory_mb: memory before the module was built.
         release: what steps the optimizer within the backward, None where the loop does.
         first_stage: what the weights come from, None where they are fresh.
@@ -219,7 +219,7 @@ def prepare(
         model=accelerator.prepare(module),
         optimizer=optimizer,
         peak_lrs=[float(group["lr"]) for group in optimizer.param_groups],
-        num_params=sum(parameter.numel() for parameter in module.parameters()),
+        num_params=sum(each.numel() for each in module.parameters() if each.requires_grad),
         baseline_memory_mb=baseline_memory_mb,
         release=_release(run, module, optimizer),
         first_stage=first_stage,

@@ -46,7 +46,8 @@ def tokenized(
         cache_folder: where everything is kept, under `tokens/`.
 
     Returns:
-        Two arrays mapped from the files (uint16, or uint32 above 65536 tokens) and the manifest.
+        Two arrays mapped from the files (uint16, or uint32 above 65536 tokens) and the manifest,
+        with the path of `tokenizer.json` as `tokenizer_file`.
 
     Errors:
         ValueError: a cache folder that can not be written.
@@ -80,7 +81,7 @@ def tokenized(
         else np.zeros(0, dtype=manifest["dtype"])
         for part in _PARTS[1:]
     ]
-    return arrays[0], arrays[1], manifest
+    return arrays[0], arrays[1], manifest | {"tokenizer_file": folder / "tokenizer.json"}
 
 
 def _library_version() -> str:

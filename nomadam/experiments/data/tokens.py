@@ -43,6 +43,7 @@ class TokenDataset:
         vocab_size: tokens are from 0 to `vocab_size - 1`.
         sha256: of the corpus, in hex; results are compared only where it agrees.
         description: what the data is, in JSON scalars.
+        tokenizer_file: of the tokenizers library; None where tokens were read ready-made.
 
     Errors:
         ValueError: arrays that are not one-dimensional and integer, or `vocab_size` below 1.
@@ -61,6 +62,7 @@ class TokenDataset:
     vocab_size: int
     sha256: str
     description: dict[str, str | int | float | bool | None]
+    tokenizer_file: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail inside a training step."""
@@ -259,6 +261,7 @@ def _from_text(
         validation=validation,
         vocab_size=manifest["vocab_size"],
         sha256=found.sha256,
+        tokenizer_file=manifest["tokenizer_file"],
         description={
             "source": source,
             "files": len(corpus.names),
