@@ -1,5 +1,6 @@
 """Paired differences: Student's t, the interval by hand, what is left out, and how it is shown."""
 
+import json
 import math
 import re
 import statistics
@@ -120,6 +121,35 @@ def test_seeds_that_one_of_the_two_lacks_are_left_out_and_named(tmp_path, only_p
         assert "none: 1 pair" in text and "seed 4: diverged; the reference diverged" in text
 
 
+def test_steps_to_the_final_loss_of_the_reference(tmp_path, only_paired):
+    def rewritten(name, losses):
+        path = tmp_path / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row.pop("validation_loss", None)
+            row |= {"validation_loss": losses[row["step"]]} if row["step"] in losses else {}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    folder = compared(tmp_path, seeds=(0, 1, 2, 3), stopped=[("bf16", 3)])
+    final = [read_run(tmp_path / f"fp32-{seed}").result["validation_loss"] for seed in range(3)]
+    rewritten("bf16-0", {10: final[0] + 0.1, 20: final[0], 30: final[0] + 1, 40: final[0] - 1})
+    rewritten("bf16-1", {10: None, 40: final[1] - 0.1})
+    rewritten("bf16-2", {20: final[2] + 0.1, 40: final[2] + 0.1})
+    (pair,) = paired_differences(read_comparison([folder]))
+    assert pair.steps == {0: 20, 1: 40, 2: None}
+    (cells,) = paired_cells([pair])[1]
+    assert cells[7] == "30 (2 of 3)"
+    for seed in range(3):
+        rewritten(f"bf16-{seed}", {40: final[seed] + 0.1})
+    (pair,) = paired_differences(read_comparison([folder]))
+    assert paired_cells([pair])[1][0][7] == "never (0 of 3)"
+    for seed in range(3):
+        rewritten(f"bf16-{seed}", {10 * seed + 10: final[seed]})
+    (pair,) = paired_differences(read_comparison([folder]))
+    assert paired_cells([pair])[1][0][7] == "20"
+    assert "steps to its loss" in write_report([folder], tmp_path / "report")[0].read_text()
+
+
 def test_an_arm_of_which_nothing_finished_has_no_mean(tmp_path, only_paired):
     folder = compared(tmp_path, seeds=(0, 1), lost=[("bf16", 0), ("bf16", 1)])
     (pair,) = paired_differences(read_comparison([folder]))
@@ -173,7 +203,7 @@ def test_the_report_shows_table_and_figure(tmp_path):
     paths = write_report([compared(tmp_path)], tmp_path / "report")
     text, page = paths[0].read_text(), paths[1].read_text()
     row = next(line for line in text.splitlines() if re.match(r"\| .*bf16 \| 5 \| [+−]\d", line))
-    assert len(row.strip("|").split("|")) == 8 and " to " in row
+    assert len(row.strip("|").split("|")) == 9 and " to " in row
     assert text.index("## Results") < text.index("## Paired") < text.index("## Learning curves")
     assert '<h2 id="paired">' in page and "figures/paired_differences.svg" in page
     assert {path.suffix for path in paths if path.stem == "paired_differences"} == {".png", ".svg"}

@@ -1,17 +1,18 @@
 """Arms set against the reference seed by seed: mean difference, interval, what was left out."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nomadam.intervals import mean_half_width
 from nomadam.reports.arms import Arm, Comparison, short_value
+from nomadam.reports.reading import RunRecord, number
 from nomadam.reports.tables import DASH, fixed
 
 # The bar of a match in this project's studies: within so many per cent of the reference's loss.
 BAR_PERCENT = 0.5
 # Columns of the table that hold text.
-PAIRED_TEXT = (0, 6, 7)
+PAIRED_TEXT = (0, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,15 @@ class PairedDifference:
         differences: seed -> final validation loss of the arm − that of the reference.
         reference_loss: mean of the reference over the same seeds, None without any.
         left_out: seed -> why it is in no mean.
+        steps: seed -> the first step at which the arm was evaluated and its validation loss was not
+            above the reference's final one; None where there was no such step.
     """
 
     label: str
     differences: dict[Any, float]
     reference_loss: float | None
     left_out: dict[Any, str]
+    steps: dict[Any, int | None] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -94,7 +98,16 @@ def _paired(arm: Arm, reference: Arm) -> PairedDifference:
         differences={seed: ours[seed] - theirs[seed] for seed in pairs},
         reference_loss=statistics.fmean(theirs[seed] for seed in pairs) if pairs else None,
         left_out=left_out,
+        steps={
+            run.seed: _first_step(run, theirs[run.seed]) for run in arm.runs if run.seed in pairs
+        },
     )
+
+
+def _first_step(run: RunRecord, loss: float) -> int | None:
+    """The first step at which a run was evaluated with at most this loss."""
+    evaluated = ((row["step"], number(row.get("validation_loss"))) for row in run.metrics)
+    return next((step for step, held in evaluated if held is not None and held <= loss), None)
 
 
 def _why_without_loss(arm: Arm, seed: Any) -> str | None:
@@ -116,6 +129,7 @@ def paired_cells(pairs: list[PairedDifference]) -> tuple[list[str], list[list[st
         "mean difference, %",
         "95 % interval, %",
         f"within ±{BAR_PERCENT:g} %",
+        "steps to its loss",
         "left out",
     ]
     return heads, [_cells(pair) for pair in pairs]
@@ -134,9 +148,23 @@ def _cells(pair: PairedDifference) -> list[str]:
         fixed(None if mean is None else pair.percent(mean), 2, signed=True),
         _range(ends, 2) if interval and None not in ends else DASH,
         verdict[pair.within_bar],
+        _steps(pair),
         "; ".join(f"seed {short_value(seed)}: {why}" for seed, why in pair.left_out.items())
         or DASH,
     ]
+
+
+def _steps(pair: PairedDifference) -> str:
+    """The median of the steps, and how many seeds came so far."""
+    reached = [step for step in pair.steps.values() if step is not None]
+    if not pair.steps:
+        return DASH
+    median = fixed(statistics.median(reached), 0) if reached else "never"
+    return (
+        median
+        if len(reached) == len(pair.steps)
+        else f"{median} ({len(reached)} of {len(pair.steps)})"
+    )
 
 
 def _range(ends: Any, digits: int) -> str:
@@ -151,5 +179,8 @@ def paired_explanation(comparison: Comparison) -> str:
         "batches. Interval: of the mean, by Student's t with one degree of "
         "freedom less than pairs. Per cent: of the reference's mean loss over the same seeds. "
         f"Within ±{BAR_PERCENT:g} %: yes where the whole interval is, no where all of it is "
-        "outside, else undecided. Left out: seeds that one of the two has not finished."
+        "outside, else undecided. Steps to its loss: the first step at which the arm was "
+        f"evaluated and not above {reference}'s final loss of the same seed; the median, and how "
+        "many seeds came so far where it was not all of them. Left out: seeds that one of the two "
+        "has not finished."
     )
