@@ -143,7 +143,8 @@ def estimate(
 
 def _validation_batches(run: Run, data: Mapping[str, Any]) -> int:
     """Number of batches of one evaluation; where the data does not tell its size, at least 1."""
-    rows = data.get("validation_images", data.get("validation_tokens", 0))
+    sizes = ("validation_images", "validation_pairs", "validation_tokens")
+    rows = next((data[size] for size in sizes if size in data), 0)
     rows //= run.data.tokens_per_row
     whole = max(1, math.ceil(rows / run.batch_size))
     if run.evaluation_batches is None:
