@@ -12,12 +12,12 @@ from nomadam.experiments.schedule import Schedule
 # momentum is in EMA form, so its rates are 10 times torch's.
 GRID = {
     "adamw": (2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2),
-    "sgdm_decoupled": (0.0625, 0.25, 1.0, 4.0, 16.0),
-    "sgd_sai": (6.25e-4, 2.5e-3, 1e-2, 4e-2, 1.6e-1),
+    "sgdm_decoupled": (0.015625, 0.0625, 0.25, 1.0, 4.0),
+    "sgd_sai": (1.5625e-4, 6.25e-4, 2.5e-3, 1e-2, 4e-2),
 }
 
 # The middle of each grid; sgdm takes that of sgdm_decoupled.
-LEARNING_RATES = {"adamw": 4e-3, "sgdm": 1.0, "sgdm_decoupled": 1.0, "sgd_sai": 1e-2}
+LEARNING_RATES = {"adamw": 4e-3, "sgdm": 0.25, "sgdm_decoupled": 0.25, "sgd_sai": 2.5e-3}
 
 # Muon takes each filter as a row of its matrix.
 SUITED = {"convolutions": "flatten"}
