@@ -1,4 +1,4 @@
-"""The command line: nomadam run | compare | list | report | profile."""
+"""The command line: nomadam run | compare | tune | list | report | profile."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ try:
 except ImportError:
     sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
 
-from nomadam import profile_command, terminal
+from nomadam import profile_command, terminal, tune_command
 from nomadam.command_options import (
     NAME,
     Again,
@@ -30,6 +30,7 @@ from nomadam.command_options import (
     Json,
     Tensorboard,
     Traceback,
+    assigned,
     option,
     out_option,
 )
@@ -97,16 +98,6 @@ def _same_command() -> str:
     return shlex.join(["nomadam", *(word for word in sys.argv[1:] if word != "--again")])
 
 
-def _overrides(assignments: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for assignment in assignments or []:
-        field, equals, value = assignment.partition("=")
-        if not equals or not field.strip():
-            raise ValueError(f"--set {assignment!r} should be FIELD=VALUE, as in optimizer.lr=3e-4")
-        pairs[field.strip()] = value
-    return pairs
-
-
 @app.command(
     short_help="Train one Run, or carry out one study.",
     epilog="""\b
@@ -159,7 +150,7 @@ def run(
         chosen = read_run(source)
     else:
         raise ValueError("give either a NAME, as `nomadam list` shows them, or --from FOLDER")
-    made = override(chosen, _overrides(assignments))
+    made = override(chosen, assigned(assignments))
     folder = out or default_folder(made, repeats=source)
     if (folder / "comparison.json").exists():
         raise ValueError(f"{folder} holds a comparison, so a run can not be put there")
@@ -209,6 +200,7 @@ Examples:
   nomadam compare gpt2_pretraining.demo --optimizer adamw --optimizer lion --seeds 3
   nomadam compare gpt2_pretraining.demo --set steps=50
   nomadam compare gpt2_pretraining.demo_learning_rates
+  nomadam compare gpt2_pretraining.demo --tuned runs/tune-gpt2_pretraining.demo-*
 
 """
     + EXIT_CODES,
@@ -224,9 +216,23 @@ def compare(
             help="An arm, at its own learning rate; repeatable.  [default: adamw, sgdm, sgd_sai]",
         ),
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        option(
+            "--tuned",
+            metavar="FOLDER",
+            help="The finals: each arm with the best values of `nomadam tune`, on other seeds.",
+        ),
+    ] = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Seeds an arm, one Run each.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            help="Seeds an arm, one Run each.  [default: 1, or 5 with --tuned]",
+            min=1,
+        ),
+    ] = None,
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
@@ -245,9 +251,10 @@ def compare(
 ) -> int:
     """Train one Run for each optimizer and seed, and report on them side by side.
 
-    A function that returns a list of Runs is a grid: each of them is an arm. Each arm is trained
-    in a process of its own; one that diverges or fails is recorded and the next one starts.
-    Started again it goes on where it stopped, and trains no arm twice.
+    A function that returns a list of Runs is a grid: each of them is an arm. With --tuned each
+    optimizer has the best values that were found for it, and seeds that follow the tuning's. Each
+    arm is trained in a process of its own; one that diverges or fails is recorded and the next one
+    starts. Started again it goes on where it stopped, and trains no arm twice.
     """
     from nomadam.experiments import comparison as comparing
     from nomadam.experiments.estimate import estimate_arms
@@ -255,8 +262,9 @@ def compare(
     planned = comparing.plan_comparison(
         name,
         optimizers=optimizers or (),
-        num_seeds=seeds,
-        overrides=_overrides(assignments),
+        tuned=tuned,
+        num_seeds=seeds or (1 if tuned is None else 5),
+        overrides=assigned(assignments),
         out=out,
     )
     options = {"device": device.value, "cache": cache}
@@ -337,6 +345,7 @@ def report(
     return FINISHED
 
 
+app.command("tune", epilog=tune_command.EPILOG + EXIT_CODES)(_command(tune_command.tune))
 app.command("profile", epilog=profile_command.EPILOG + EXIT_CODES)(
     _command(profile_command.profile)
 )

@@ -56,3 +56,22 @@ Traceback = Annotated[bool, option("--traceback", help="Show the traceback of an
 def out_option(what: str) -> Any:
     """The option ``--out``, by what it is the folder of."""
     return option("--out", metavar="FOLDER", help=what)
+
+
+def assigned(assignments: list[str] | None) -> dict[str, str]:
+    """Read ``--set FIELD=VALUE``.
+
+    Raises:
+        ValueError: for another form.
+
+    Example:
+        >>> assigned(["steps=50", "optimizer.lr=3e-4"])
+        {'steps': '50', 'optimizer.lr': '3e-4'}
+    """
+    pairs = {}
+    for assignment in assignments or []:
+        field, equals, value = assignment.partition("=")
+        if not equals or not field.strip():
+            raise ValueError(f"--set {assignment!r} should be FIELD=VALUE, as in optimizer.lr=3e-4")
+        pairs[field.strip()] = value
+    return pairs

@@ -32,8 +32,9 @@ LAYERS = {
     "intervals": set(),
     "reports": {"runs", "durable_files", "intervals"},
     "integrations": METHODS,
-    "cli": COMMAND_LINE | {"command_options", "profile_command"},
+    "cli": COMMAND_LINE | {"command_options", "profile_command", "tune_command"},
     "profile_command": COMMAND_LINE,
+    "tune_command": COMMAND_LINE | {"command_options"},
     "terminal": COMMAND_LINE,
     "__init__": METHODS,
     "__main__": {"cli"},
@@ -145,7 +146,7 @@ def test_layers_import_one_way(path):
 @files
 def test_optional_libraries_are_imported_inside_functions(path):
     allowed = REQUIRED | {"nomadam", "__future__"} | set(sys.stdlib_module_names)
-    if layer_of(path) in ("cli", "command_options", "profile_command"):
+    if layer_of(path) in ("cli", "command_options", "profile_command", "tune_command"):
         allowed.add("typer")
     if path.stem == "sgd_sai_triton_kernels":  # itself imported inside a function
         allowed.add("triton")

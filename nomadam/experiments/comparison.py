@@ -73,6 +73,7 @@ def plan_comparison(
     name: str,
     *,
     optimizers: Sequence[str] = (),
+    tuned: Path | None = None,
     num_seeds: int = 1,
     overrides: Mapping[str, str] | None = None,
     out: Path | None = None,
@@ -86,7 +87,9 @@ def plan_comparison(
         name: dotted path of a study function.
         optimizers: names of optimizers; default adamw, sgdm and sgd_sai where the function takes
             an optimizer, else what it returns.
-        num_seeds: seeds an arm, at least 1: the Run's own seed and those that follow it.
+        tuned: folder of a tuning of the study; each optimizer then has its best found values.
+        num_seeds: seeds an arm, at least 1: the Run's own seed and those that follow it, without
+            the one that was tuned with.
         overrides: fields of every arm's Run to change, as ``override`` takes them.
         out: the comparison folder; the run folders then lie in it. Default
             ``runs/compare-<name>-<hash>``, with the run folders beside it, where ``nomadam run``
@@ -101,16 +104,24 @@ def plan_comparison(
     """
     if num_seeds < 1:
         raise ValueError(f"the number of seeds is {num_seeds}, should be at least 1")
-    if not optimizers and takes_optimizer(find_study(name)):
-        optimizers = DEFAULT_OPTIMIZERS
-    chosen: Sequence[str | None] = list(dict.fromkeys(optimizers)) or [None]
-    made = [run for optimizer in chosen for run in make_runs(name, optimizer=optimizer)]
+    tuning_seed = None
+    if tuned is not None:
+        # Imported here, since tuning is built on comparisons.
+        from nomadam.experiments.tuning_summary import tuned_runs
+
+        tuning_seed, made = tuned_runs(name, tuned, optimizers=optimizers)
+    else:
+        if not optimizers and takes_optimizer(find_study(name)):
+            optimizers = DEFAULT_OPTIMIZERS
+        chosen: Sequence[str | None] = list(dict.fromkeys(optimizers)) or [None]
+        made = [run for optimizer in chosen for run in make_runs(name, optimizer=optimizer)]
     changed = [override(run, dict(overrides or {})) for run in made]
     labelled = list(zip(arm_labels(changed), changed, strict=True))
     seeded = [
-        (label, replace(run, seed=run.seed + index))
+        (label, replace(run, seed=seed))
         for index in range(num_seeds)
         for label, run in labelled
+        for seed in [_seed(run.seed, index, tuning_seed)]
     ]
     distinct = {short_hash(run): (label, run) for label, run in reversed(seeded)}
     digest = hashlib.sha256(json.dumps([name, *distinct]).encode()).hexdigest()[:8]
@@ -121,6 +132,13 @@ def plan_comparison(
         for run_hash, (label, run) in reversed(distinct.items())
     )
     return Comparison(name=name, arms=arms, folder=folder)
+
+
+def _seed(first: int, index: int, left_out: int | None) -> int:
+    """The seed of this index, counted from the first, without one of them."""
+    if left_out is not None and first <= left_out <= first + index:
+        return first + index + 1
+    return first + index
 
 
 def arm_labels(made: Sequence[Run]) -> list[str]:

@@ -1,8 +1,10 @@
 """The database behind a search: opened for optuna, its transactions in order, its plan checked."""
 
+import contextlib
 import json
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,21 @@ def check_plan(study: Any, plan: dict[str, Any]) -> None:
             f"{name} holds another search, choose another --out; they differ in\n"
             + "\n".join(lines)
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which optuna does not write its own lines about every trial."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError('tuning needs optuna: pip install "nomadam[lab]"') from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from nomadam.experiments.child_process import Outcome, run_in_child, run_in_chil
 from nomadam.experiments.comparison import Arm, check_arms, ended_result, train_arm
 from nomadam.experiments.search_spaces import Search, Values, shown, suggested
 from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker
-from nomadam.experiments.trial_storage import open_storage, open_study, sqlite_url
+from nomadam.experiments.trial_storage import open_storage, open_study, quiet, sqlite_url
 from nomadam.experiments.tuning_plan import Tuning
 from nomadam.experiments.tuning_summary import SUMMARY, summary_of
 from nomadam.runs import FolderInUseError, RunFolder, refuse_file
@@ -65,7 +65,7 @@ def tune(
         raise (ValueError if outcome.bad_input else RuntimeError)(outcome.error)
     tuning.folder.mkdir(parents=True, exist_ok=True)
     url = storage or sqlite_url(tuning.folder / "tuning.db")
-    with _quiet():
+    with quiet():
         with _alone(tuning.folder, "opening its database"):
             opened = open_storage(url)
             studies = [
@@ -108,7 +108,7 @@ def work(
     tell: Callable[[str], None],
 ) -> None:
     """Take trials until all have ended, here or elsewhere; what a worker process does."""
-    with _quiet(), Worker(tuning.folder, session) as worker:
+    with quiet(), Worker(tuning.folder, session) as worker:
         storage = open_storage(url)
         shared = [
             SharedTrials(
@@ -205,18 +205,3 @@ def _alone(folder: Path, doing: str) -> Iterator[None]:
             except FolderInUseError:
                 time.sleep(POLL_SECONDS / 4)
         yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A context in which optuna does not write its own lines about every trial."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError('tuning needs optuna: pip install "nomadam[lab]"') from error
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomadam.experiments.configuration import Run, differing_fields, override, to_json
+from nomadam.experiments.configuration import Run, differing_fields, to_json
 from nomadam.experiments.search_spaces import Search
 from nomadam.experiments.shared_trials import current_attempts
 from nomadam.experiments.tuning_plan import Tuning, plan_tuning
@@ -24,10 +24,10 @@ def summary_of(tuning: Tuning, studies: Sequence[Any]) -> dict[str, Any]:
 
     Returns:
         ``name``, ``sampler``, ``budget``, ``seed`` (the tuning seed), ``overrides``, and
-        ``searches``: for each its ``label``, ``space``, number of trials that ``finished``,
-        ``diverged`` and ``failed``, ``best`` (its ``trial``, ``values``, ``validation_loss``,
-        ``folder``, and the whole ``run``; None where no trial finished), ``edges`` (field to
-        ``lower`` or ``upper``), and its ``trials``.
+        ``searches``: for each its ``label``, ``is_grid``, ``space``, number of trials that
+        ``finished``, ``diverged`` and ``failed``, ``best`` (its ``trial``, ``values``,
+        ``validation_loss``, ``folder``, and the whole ``run``; None where no trial finished),
+        ``edges`` (field to ``lower`` or ``upper``), and its ``trials``.
     """
     return {
         "format": FORMAT,
@@ -55,6 +55,7 @@ def _search_summary(tuning: Tuning, search: Search, study: Any) -> dict[str, Any
     ended = by_status["finished"] + by_status["diverged"]
     return {
         "label": search.label,
+        "is_grid": not search.bounds,
         "space": search.space,
         **{status: len(each) for status, each in by_status.items()},
         "best": best and {**best, "run": to_json(search.run(best["values"]))},
@@ -84,7 +85,6 @@ def tuned_runs(
     folder: Path,
     *,
     optimizers: Sequence[str] = (),
-    overrides: Mapping[str, str] | None = None,
 ) -> tuple[int, list[Run]]:
     """The tuning seed, and for each optimizer the Run with the best values that were found.
 
@@ -92,7 +92,6 @@ def tuned_runs(
         name: of the study that was tuned.
         folder: of the tuning.
         optimizers: default all that were tuned.
-        overrides: fields to change in the Runs, beyond those that were changed for the tuning.
 
     Raises:
         ValueError: there is no whole summary in the folder, it is of another study, an optimizer
@@ -118,7 +117,7 @@ def tuned_runs(
                 f"{name} has changed since {label} was tuned in {folder}; tune again, in another "
                 "folder; they differ in\n" + "\n".join(lines)
             )
-        runs.append(override(run, dict(overrides or {})))
+        runs.append(run)
     return held["seed"], runs
 
 

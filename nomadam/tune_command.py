@@ -1,0 +1,213 @@
+"""The command `nomadam tune`: the same number of trials for each optimizer, and what they found."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import typer
+
+from nomadam import terminal
+from nomadam.command_options import (
+    NAME,
+    Assignments,
+    Cache,
+    Device,
+    DeviceOption,
+    DryRun,
+    Json,
+    Traceback,
+    assigned,
+    option,
+    out_option,
+)
+from nomadam.progress import Progress
+
+EPILOG = """\b
+Examples:
+  nomadam tune gpt2_pretraining.demo --budget 16
+  nomadam tune gpt2_pretraining.demo --optimizer adamw --optimizer sgd_sai --budget 16 --workers 2
+  nomadam tune gpt2_pretraining.demo --optimizer sgd_sai --budget 16 --range lr=1e-3,10
+  nomadam compare gpt2_pretraining.demo --tuned runs/tune-gpt2_pretraining.demo-* --seeds 5
+
+"""
+FINISHED, FAILED, DIVERGED = 0, 1, 3
+
+
+def tune(
+    name: Annotated[str, NAME],
+    optimizers: Annotated[
+        list[str] | None,
+        option(
+            "--optimizer",
+            metavar="NAME",
+            help="What to tune; repeatable.  [default: adamw, sgdm, sgd_sai]",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        option("--budget", metavar="N", help="Trials of each optimizer; of a grid its cells."),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        option(
+            "--sampler",
+            metavar="qmc|tpe|grid",
+            help="Quasi-random, optuna's TPE, or all Runs of NAME.  "
+            "[default: grid where NAME returns a list of Runs, else qmc]",
+        ),
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        option(
+            "--range",
+            metavar="[OPTIMIZER.]FIELD=LOW,HIGH",
+            help="Search lr, weight_decay or an argument here, log-uniformly, and not in the "
+            "declared range; repeatable.  A field that is --set is not searched.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        option(
+            "--storage",
+            metavar="URL",
+            help="Database for several machines, such as postgresql://HOST/NAME.  "
+            "[default: an SQLite file in the folder]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Trainings at a time, here.", min=1)
+    ] = 1,
+    assignments: Assignments = None,
+    out: Annotated[
+        Path | None,
+        out_option(
+            "The folder of the tuning, with the run folders in it.  "
+            "[default: runs/tune-NAME-HASH, with the run folders beside it]"
+        ),
+    ] = None,
+    device: DeviceOption = Device.auto,
+    cache: Cache = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> int:
+    """Train the same number of trials for each optimizer, and find the best values of each.
+
+    All trials have one seed, which the finals leave out: nomadam compare NAME --tuned FOLDER.
+    Started again, by one or by several at once, it goes on: what has ended is not trained again,
+    and what was killed is taken up at its checkpoint.
+    """
+    from nomadam.experiments.estimate import estimate_arms
+    from nomadam.experiments.tuning import tune as train_trials
+    from nomadam.experiments.tuning_plan import plan_tuning
+
+    planned = plan_tuning(
+        name,
+        optimizers=optimizers or (),
+        budget=budget,
+        sampler=sampler,
+        ranges=ranges_of(ranges or ()),
+        overrides=assigned(assignments),
+        out=out,
+    )
+    options = {"device": device.value, "cache": cache}
+    if dry_run:
+        comparison = planned.comparison()
+        costs = estimate_arms(comparison.arms, options, Progress)
+        terminal.show_estimates(comparison, costs, as_json=as_json)
+        return FINISHED
+    labels = ", ".join(search.label for search in planned.searches)
+    terminal.say(f"{name}: {planned.budget} trials each of {labels}\nin {planned.folder}")
+    found = train_trials(
+        planned,
+        storage=storage,
+        workers=workers,
+        options=options,
+        # Several bars would be drawn over one another.
+        make_progress=Progress if workers == 1 else NoProgress,
+        tell=terminal.say,
+    )
+    if as_json:
+        terminal.show_json({"folder": str(planned.folder), **found})
+    else:
+        show_tuning(found)
+        terminal.show(f"summary: {planned.folder / 'tuning.json'}")
+    searches = found["searches"]
+    if any(search["failed"] for search in searches):
+        return FAILED
+    return FINISHED if all(search["best"] for search in searches) else DIVERGED
+
+
+class NoProgress:
+    """Takes what `Progress` takes, and shows nothing."""
+
+    def __init__(self, label: str, steps: int) -> None:
+        """See the class."""
+
+    def __enter__(self) -> Self:
+        """Nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing."""
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def ranges_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Read ``--range FIELD=LOW,HIGH``.
+
+    Raises:
+        ValueError: for another form.
+
+    Example:
+        >>> ranges_of(["sgd_sai.lr=1e-3,10"])
+        {'sgd_sai.lr': (0.001, 10.0)}
+    """
+    found = {}
+    for text in texts:
+        field, _, ends = text.partition("=")
+        try:
+            low, high = map(float, ends.split(","))
+        except ValueError:
+            raise ValueError(
+                f"--range {text!r} should be FIELD=LOW,HIGH, as in lr=1e-4,1"
+            ) from None
+        found[field.strip()] = (low, high)
+    return found
+
+
+def show_tuning(found: Mapping[str, Any]) -> None:
+    """Print the best values of each optimizer, and where the search was too narrow."""
+    from nomadam.experiments.search_spaces import shown
+
+    heads = ["optimizer", "trials", "diverged", "failed", "validation\nloss", "best values"]
+    rows, notes = [], []
+    for search in found["searches"]:
+        best = search["best"]
+        counts = [str(search[key]) for key in ("diverged", "failed")]
+        trials = str(search["finished"] + search["diverged"] + search["failed"])
+        values = [f"{best['validation_loss']:.4f}", shown(best["values"])] if best else None
+        rows.append([search["label"], trials, *counts, *(values or [terminal.NONE] * 2)])
+        notes += [edge_note(search, field) for field in search["edges"] or ()]
+        errors = {each["error"] for each in search["trials"] if each["status"] == "failed"}
+        notes += [f"{search['label']} failed: {error}" for error in sorted(errors)]
+    terminal.show_table(heads, rows)
+    for note in notes:
+        terminal.show(note)
+
+
+def edge_note(search: Mapping[str, Any], field: str) -> str:
+    """Say at which edge a best value lies, and that the search should be widened there."""
+    from nomadam.experiments.search_spaces import short
+
+    value, edge = search["best"]["values"][field], search["edges"][field]
+    space = search["space"][field]
+    low, high = min(space), max(space)
+    where = f"at the {edge} edge of what was tried ({low:g} to {high:g}): widen it"
+    if search["is_grid"]:
+        return f"{search['label']}: the best {short(field)} {value:g} lies {where}"
+    wider = (low / 10, high) if edge == "lower" else (low, high * 10)
+    advice = f"--range {search['label']}.{short(field)}={wider[0]:g},{wider[1]:g}"
+    return f"{search['label']}: the best {short(field)} {value:g} lies {where}, {advice}"
