@@ -1,6 +1,7 @@
 """The gain measured again through training, per block: the paper's Figures 3 and 4."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -145,10 +146,7 @@ class GainsOverTraining(Study):
         )
         own = {name: p.grad for name, p in named.items() if p.grad is not None}
         return {
-            "blocks": {
-                name: {"numel": p.numel(), "shape": list(p.shape), **_place(name)}
-                for name, p in named.items()
-            },
+            "blocks": blocks_of({name: list(p.shape) for name, p in named.items()}),
             "training_batch": gains_of(own),
             "fixed_batch": measure_gains(module, run.model.loss, batches),
         }
@@ -200,18 +198,34 @@ def _lost(training: RunFolder, parts: RunFolder, steps: Sequence[int]) -> bool:
     return any(step <= done and not (parts.path / _file(step)).exists() for step in steps)
 
 
-def _place(name: str) -> dict[str, Any]:
-    """The kind of a block, which is its name without the layer's number, and that number.
+def blocks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """What each block is: its size, its kind, and the layer that it is in, None where in none.
+
+    A kind has the blocks whose names differ in the number of the layer alone, and whose shapes are
+    equal.
 
     Example:
-        >>> _place("transformer.h.3.attn.c_attn.weight")
-        {'kind': 'transformer.h.*.attn.c_attn.weight', 'layer': 3}
+        >>> blocks_of({"h.0.w": [2, 3], "h.1.w": [2, 3], "norm.w": [3]})["h.1.w"]
+        {'numel': 6, 'shape': [2, 3], 'kind': 'h.*.w', 'layer': 1}
     """
-    numbered = re.search(r"(?<![^.])\d+(?![^.])", name)
-    if numbered is None:
-        return {"kind": name, "layer": None}
-    kind = f"{name[: numbered.start()]}*{name[numbered.end() :]}"
-    return {"kind": kind, "layer": int(numbered[0])}
+    blocks: dict[str, dict[str, Any]] = {}
+    shapes_of: dict[str, list[Sequence[int]]] = {}
+    for name, shape in shapes.items():
+        # Before a number there is the name of a list of layers: elsewhere it counts something else.
+        numbered = re.search(r"(?<=\.)\d+(?=\.)", name)
+        kind = name if numbered is None else re.sub(r"(?<=\.)\d+(?=\.)", "*", name, count=1)
+        blocks[name] = {
+            "numel": math.prod(shape),
+            "shape": list(shape),
+            "kind": kind,
+            "layer": None if numbered is None else int(numbered[0]),
+        }
+        if list(shape) not in shapes_of.setdefault(kind, []):
+            shapes_of[kind].append(list(shape))
+    for block in blocks.values():
+        if len(shapes_of[block["kind"]]) > 1:
+            block["kind"] += f" {'x'.join(map(str, block['shape']))}"
+    return blocks
 
 
 def _by_block(records: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
