@@ -12,7 +12,6 @@ from nomadam.experiments.catalog import (
     find_study,
     make_all,
     make_run,
-    make_runs,
 )
 from nomadam.experiments.child_process import Outcome, explain
 from nomadam.experiments.comparison import plan_comparison, run_arms
