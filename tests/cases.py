@@ -109,6 +109,8 @@ SGD_SAI = [
     Case(name="number", arguments={"gain": 3.0}, measures=False),
     Case(name="mapping", arguments={"gain": "mapping"}, measures=False),
     Case(name="normalize", arguments={"normalize": True}),
+    Case(name="refresh", arguments={"refresh": 2}),
+    Case(name="sign", arguments={"direction": "sign", "gain": 3.0}, measures=False),
     Case(name="nesterov", arguments={"nesterov": True, "weight_decay": 0.1}),
     Case(name="maximize", arguments={"maximize": True, "weight_decay": 0.1}),
     Case(name="no momentum", arguments={"momentum": 0.0}),
@@ -216,4 +218,5 @@ def expected_gains(case, firsts):
 
 
 def after_first_step(case, param, grad, gain, lr=1e-2):
-    return param * (1 - lr * case.decay) + case.sign * lr * gain * grad
+    along = grad.sign() if case.arguments.get("direction") == "sign" else grad
+    return param * (1 - lr * case.decay) + case.sign * lr * gain * along

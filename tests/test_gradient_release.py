@@ -32,6 +32,8 @@ CASES = {
     "foreach": {"foreach": True},
     "fused": {"fused": True},
     "sqrt_numel": {"gain": "sqrt_numel"},
+    "refresh": {"refresh": 2},
+    "sign": {"direction": "sign", "gain": 0.1},
     "mapping": {"gain": dict.fromkeys(names(Net()), 3.0)},
     "bf16": {"dtype": torch.bfloat16},
     "bf16 kahan": {"dtype": torch.bfloat16, "rounding": "kahan"},

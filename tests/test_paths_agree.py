@@ -25,6 +25,7 @@ OPTIONS = [
     {"weight_decay": 0.0, "nesterov": True, "maximize": True},
     {"skip_nonfinite": True},
     {"normalize": True, "gain": "sqrt_numel"},
+    {"refresh": 3},
 ]
 STORED = [
     {"rounding": "nearest"},

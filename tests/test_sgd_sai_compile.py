@@ -41,7 +41,10 @@ def run(lr, rates, options, counter=None, late=None):
 RATES = [0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"skip_nonfinite": True}], ids=str)
+OPTIONS = [{}, {"foreach": True}, {"skip_nonfinite": True}, {"refresh": 2}, {"direction": "sign"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("tensor", [False, True])
 def test_recompiles(tensor, options):
     counter = CompileCounter()

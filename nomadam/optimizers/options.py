@@ -76,6 +76,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_range("weight_decay", options["weight_decay"], 0.0)
     check_range("eps", options["eps"], 0.0)
     check_gain(options["gain"])
+    check_refresh(options)
+    if options["direction"] not in ("momentum", "sign"):
+        raise ValueError(f"direction must be 'momentum' or 'sign', got {options['direction']!r}")
+    if options["fused"] and options["direction"] == "sign":
+        raise ValueError("fused=True has no direction='sign': use fused=None or foreach=True")
     if options["nesterov"] and options["momentum"] == 0.0:
         raise ValueError("nesterov needs a momentum above 0, got momentum 0")
     if options["fused"] and options["foreach"]:
@@ -85,6 +90,20 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options["foreach"] and options["differentiable"]:
         raise ValueError("foreach=True and differentiable=True exclude each other")
     check_storage(options)
+
+
+def check_refresh(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a period of measuring that is none, or does not suit the gain."""
+    refresh, gain = options["refresh"], options["gain"]
+    if refresh is None:
+        return
+    whole = isinstance(refresh, Integral) and not isinstance(refresh, bool)
+    if not whole or int(refresh) < 1:
+        raise ValueError(f"refresh must be None or an integer >= 1, got {refresh!r}")
+    if gain != "gsnr":
+        raise ValueError(f"refresh measures again what gain='gsnr' measures, got gain={gain!r}")
+    if options["normalize"]:
+        raise ValueError("refresh excludes normalize, whose divisor is settled once")
 
 
 def named_dtype(momentum_dtype: Any) -> Any:
@@ -110,9 +129,7 @@ def check_storage(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"rounding must be 'auto', 'nearest', 'stochastic' or 'kahan', got {rounding!r}"
         )
-    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-    if not whole or not 0 <= int(seed) < 2**64:
-        raise ValueError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+    check_seed(seed)
     if options["differentiable"] and (
         momentum_dtype == "int8" or rounding in ("stochastic", "kahan")
     ):
@@ -120,6 +137,14 @@ def check_storage(options: Mapping[str, Any]) -> None:
             "differentiable=True needs a momentum_dtype of floats and rounding 'auto' or "
             f"'nearest', got {momentum_dtype!r} and {rounding!r}"
         )
+
+
+def check_seed(seed: Any, below: int = 2**64) -> None:
+    """Raises ValueError unless ``seed`` is an integer in [0, below), a power of 2."""
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < below:
+        power = below.bit_length() - 1
+        raise ValueError(f"seed must be an integer in [0, 2^{power}), got {seed!r}")
 
 
 def plain_numbers(options: Mapping[str, Any]) -> dict[str, float]:

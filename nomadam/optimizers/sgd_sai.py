@@ -5,12 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _default_to_fused_or_foreach,
-    _use_grad_for_differentiable,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from nomadam.numerics.rounding import Draw
 from nomadam.optimizers.options import (
@@ -28,10 +23,10 @@ from nomadam.optimizers.sgd_sai_blocks import (
     is_measured,
     learning_rate,
 )
-from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, update_fused
+from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, path_for, update_fused
 from nomadam.optimizers.sgd_sai_start import begin, count_skipped, draws_of, make_block, rows_of
 from nomadam.optimizers.sgd_sai_state import restore_block
-from nomadam.optimizers.sgd_sai_update import Options, Row, update_foreach, update_forloop
+from nomadam.optimizers.sgd_sai_update import Options, Row, update_forloop
 
 Gain = str | float | Mapping[str | int, float]
 
@@ -71,6 +66,10 @@ class SGDSaI(Optimizer):
         normalize: divide all gains by the largest, as Algorithm 1 of the paper does. The divisor is
             settled once, over the blocks that the first measuring step starts; blocks that start
             later are divided by the same number, so theirs may exceed 1.
+        refresh: with ``gain="gsnr"``, measure every gain again from the gradient of each
+            ``refresh``-th step after the first, an integer >= 1, without smoothing; a gradient that
+            is not informative leaves the gain as it is. Default ``None``: once for all.
+        direction: ``"momentum"``, or ``"sign"``: step along the sign of it, element by element.
         nesterov: step along ``momentum * m + (1 - momentum) * g`` instead of m.
         maximize: ascend.
         foreach: many tensors a kernel. Default: where torch does so (not on CPU).
@@ -92,8 +91,8 @@ class SGDSaI(Optimizer):
 
     State of a block: ``momentum_buffer``, its ``momentum_scale`` (with int8), ``compensation``
     (with kahan), and ``gsnr``, a 0-d tensor on the CPU (float64 for float64 blocks, else float32),
-    0 while not measured. The host waits for the device once in a step with unmeasured gradients,
-    and never otherwise.
+    0 while not measured. The host waits for the device once in a step that measures gradients, and
+    never otherwise.
 
     Raises:
         ValueError: for an argument outside its range, and for a mapping with missing or unknown
@@ -112,6 +111,8 @@ class SGDSaI(Optimizer):
         1.0
     """
 
+    steps_alone = True  # the step of a block depends on no other block's gradient, by default
+
     def __init__(
         self,
         params: ParamsT,
@@ -122,6 +123,8 @@ class SGDSaI(Optimizer):
         eps: float = 0.0,
         gain: Gain = "gsnr",
         normalize: bool = False,
+        refresh: int | None = None,
+        direction: str = "momentum",
         nesterov: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -141,6 +144,9 @@ class SGDSaI(Optimizer):
             "gain": dict(gain) if isinstance(gain, Mapping) else gain,
             "normalize": normalize,
             "largest_gain": 0.0,  # the divisor of normalize, 0 until it is settled
+            "refresh": refresh,
+            "refresh_step": 0,  # of the steps that refresh counts
+            "direction": direction,
             "nesterov": nesterov,
             "maximize": maximize,
             "foreach": foreach,
@@ -221,7 +227,8 @@ class SGDSaI(Optimizer):
             loaded.update(saved)
             groups = saved["param_groups"]
             if len(groups) == len(self.param_groups):
-                learned = {"largest_gain": 0.0, "skipped_steps": 0, "rounding_step": 0}
+                learned: dict[str, float] = {"largest_gain": 0.0}
+                learned |= {"skipped_steps": 0, "rounding_step": 0, "refresh_step": 0}
                 groups = [
                     {k: learned.get(k, ours[k]) for k in self.defaults} | by_name(theirs, ours)
                     for ours, theirs in zip(self.param_groups, groups, strict=True)
@@ -298,6 +305,7 @@ class SGDSaI(Optimizer):
             if isinstance(step, Tensor) and keep is not None:
                 taken = keep.to(step.device)
             group["rounding_step"] += taken  # in place where it is kept on the device
+            group["refresh_step"] += group["refresh"] is not None
 
     @torch._disable_dynamo
     def _prepare(
@@ -315,14 +323,14 @@ class SGDSaI(Optimizer):
         groups: dict[int, list[Block]] = {}
         for block in blocks:
             groups.setdefault(id(block.slot.group), []).append(block)
-        paths = {i: _update_for(mine, plan, compiling) for i, mine in groups.items()}
+        paths = {i: path_for(mine, plan.one_pass, compiling) for i, mine in groups.items()}
         draws: dict[int, Draw] = {}
         for i, mine in groups.items():
             draws |= draws_of(mine, paths[i] is update_fused, compiling)
         keep = self._whether_to_keep(blocks, plan.skips)
         grad_scale = getattr(self, "grad_scale", None)  # set by torch's GradScaler, as found_inf is
-        waiting = [block for block in blocks if block.starts and block.grad.numel()]
-        starts = begin(waiting, keep, grad_scale, plan) if waiting else {}
+        waiting = [b for b in blocks if (b.starts or b.remeasures) and b.grad.numel()]
+        starts = self._begin(waiting, keep, grad_scale, plan) if waiting else {}
         if plan.normalizes:
             self._settle_largest_gain()
         work = []
@@ -336,6 +344,7 @@ class SGDSaI(Optimizer):
                 group["maximize"],
                 keep,
                 grad_scale,
+                group["direction"] == "sign",
             )
             limit = None if compiling or group["differentiable"] else plan.limit
             goes_on = [b for b in mine if starts.get(b.slot.index) is None]
@@ -351,6 +360,9 @@ class SGDSaI(Optimizer):
                     rows = rows_of(some, draws, divisor(group), compiling)
                     work.append((paths[i], rows, theirs, limit))
         return work, keep
+
+    def _begin(self, *of_step: Any) -> dict[int, bool]:
+        return begin(*of_step)
 
     def _whether_to_keep(self, blocks: Sequence[Block], skips: bool) -> Tensor | None:
         """Whether this step is to change anything, on the device, where that is in question."""
@@ -372,17 +384,3 @@ class SGDSaI(Optimizer):
             largest = max(map(float, measured), default=0.0)
         for group in self.param_groups:
             group["largest_gain"] = largest
-
-
-def _update_for(blocks: Sequence[Block], plan: Plan, compiling: bool) -> Callable[..., None]:
-    """The path that the blocks of a group take, all the same one."""
-    group = blocks[0].slot.group
-    fused, foreach, differentiable = group["fused"], group["foreach"], group["differentiable"]
-    if fused is None:
-        fused = plan.one_pass and foreach is None
-    if fused and not compiling and not differentiable:
-        return update_fused
-    if foreach is None:
-        params = [block.slot.param for block in blocks]
-        _, foreach = _default_to_fused_or_foreach(params, differentiable)
-    return update_foreach if foreach else update_forloop

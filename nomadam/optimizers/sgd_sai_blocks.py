@@ -35,8 +35,9 @@ class Block(NamedTuple):
     slot: Slot
     grad: Tensor
     state: dict[str, Any]
-    gain: float  # as it was measured before this step; 0 where it was not
+    gain: float  # as it was measured before this step; 0 where it was not, or is to be again
     starts: bool  # no gain yet, or no momentum yet
+    remeasures: bool = False  # it has a gain, and this step measures it again
 
 
 def real(tensor: Any) -> Any:
@@ -80,6 +81,12 @@ def learning_rate(group: dict[str, Any], compiling: bool) -> float | Tensor:
 def is_measured(state: Mapping[str, Any]) -> bool:
     """Whether a block has its gain: 0, or nothing, stands for not yet."""
     return "gsnr" in state and float(state["gsnr"]) > 0.0
+
+
+def is_refreshed(group: Mapping[str, Any]) -> bool:
+    """Whether this step measures the gains of a group again."""
+    every, step = group["refresh"], group["refresh_step"]
+    return every is not None and step > 0 and step % every == 0
 
 
 def gain_dtype(param: Tensor) -> torch.dtype:

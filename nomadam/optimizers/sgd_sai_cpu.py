@@ -120,7 +120,8 @@ def update_cpu(rows: Sequence[Row], options: Options) -> None:
     One call works on all blocks at once, with as many threads as torch uses, and without the
     interpreter's lock. In float32; ``cpu_kernel()`` must not be None.
     """
-    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale, sign = options
+    assert not sign
     if keep is not None and not keep:
         return
     kernel = cpu_kernel()

@@ -1,13 +1,15 @@
 """The update of SGD-SaI in one pass over memory: which kernel takes which blocks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from nomadam.optimizers.sgd_sai_blocks import Block
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
-from nomadam.optimizers.sgd_sai_update import Options, Row, update_foreach
+from nomadam.optimizers.sgd_sai_update import Options, Row, update_foreach, update_forloop
 
 # On a CPU one pass pays from here on: below, a step is mostly Python, whichever path it takes. The
 # other paths make temporaries of what is kept in low precision, and are many times slower there.
@@ -42,6 +44,20 @@ def check_fused(group: Mapping[str, Any]) -> None:
             )
         if kind == "cuda" and not triton_available():
             raise ValueError("fused=True needs Triton on CUDA: pip install triton, or fused=None")
+
+
+def path_for(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> Callable[..., None]:
+    """The path that the blocks of a group take, all the same one."""
+    group = blocks[0].slot.group
+    fused, foreach, differentiable = group["fused"], group["foreach"], group["differentiable"]
+    if fused is None:
+        fused = one_pass and foreach is None
+    if fused and not compiling and not differentiable and group["direction"] != "sign":
+        return update_fused
+    if foreach is None:
+        params = [block.slot.param for block in blocks]
+        _, foreach = _default_to_fused_or_foreach(params, differentiable)
+    return update_foreach if foreach else update_forloop
 
 
 def update_fused(rows: Iterable[Row], options: Options, limit: int | None = None) -> None:

@@ -16,6 +16,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
     gain_dtype,
     gain_of,
     is_measured,
+    is_refreshed,
     real,
 )
 from nomadam.optimizers.sgd_sai_state import (
@@ -44,25 +45,27 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
         state["compensation"] = torch.zeros_like(param.detach())
     grad = param.grad
     assert grad is not None
-    return Block(slot, grad.resolve_conj() if grad.is_conj() else grad, state, gain, starts)
+    grad = grad.resolve_conj() if grad.is_conj() else grad
+    remeasures = gain > 0.0 and is_refreshed(group)
+    return Block(slot, grad, state, 0.0 if remeasures else gain, starts, remeasures)
 
 
 def begin(
     waiting: Sequence[Block], keep: Tensor | None, grad_scale: Tensor | None, plan: Plan
 ) -> dict[int, bool]:
-    """Measures the blocks that wait for an informative gradient, and gives them their gain.
+    """Measures the blocks that wait for an informative gradient or are due, and sets their gains.
 
     One host synchronisation.
 
     Args:
-        waiting: blocks without a gain, or without a momentum.
+        waiting: blocks without a gain, without a momentum, or with a gain to be measured again.
         keep: a bool tensor, False where this step is to change nothing.
         grad_scale: what the gradients are divided by.
         plan: of the whole step, so that blocks taken one by one are measured as together.
 
     Returns:
-        By index, of the blocks whose gradient is informative True: they start; of those whose
-        gradient is not finite False: they are to be left alone, as are all where ``keep`` is False.
+        By index, of the blocks that do not go on: True where the gradient is informative, so that
+        they start; False where it is not finite, or ``keep`` is False, so that they are left alone.
 
     Raises:
         ValueError: listing the blocks without a gain in a mapping, before anything is changed.
@@ -79,18 +82,17 @@ def begin(
     grads = [real(block.grad.detach()) for block in waiting]
     found = moments([*grads, *along], plan.limit, plan.numel)
     if keep is not None and not found[len(waiting)].informative:
-        return {block.slot.index: False for block in waiting}
+        return {block.slot.index: False for block in waiting if block.starts}
     scale = 1.0 if grad_scale is None else found[-1].largest
     starts = {}
     for block, measured in zip(waiting, found, strict=False):
         slot, state = block.slot, block.state
+        if block.starts and (measured.informative or measured.largest != 0.0):
+            starts[slot.index] = measured.informative
         if measured.informative:
-            starts[slot.index] = True
-            if not is_measured(state):
+            if block.remeasures or not is_measured(state):
                 eps = slot.group["eps"] * scale
                 state["gsnr"].fill_(gain_of(slot.name, slot.group, measured, eps))
-        elif measured.largest != 0.0:
-            starts[slot.index] = False
     return starts
 
 
@@ -144,7 +146,7 @@ def rows_of(
 ) -> list[Row]:
     """Blocks of one group as the update takes them, all real."""
     rows = []
-    for slot, grad, state, known, _ in blocks:
+    for slot, grad, state, known, _, _ in blocks:
         param, group = slot.param, slot.group
         buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
         gain: Any = (known or state["gsnr"].item()) / divisor

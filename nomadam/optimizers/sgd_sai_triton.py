@@ -138,7 +138,8 @@ def _launch(table: _Table, kinds: list[int], step: int | Tensor, options: Option
     from nomadam.optimizers.sgd_sai_triton_kernels import update_rows
 
     kernel: Any = update_rows
-    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale, sign = options
+    assert not sign
     device = table.rows.device
     lr_number, lr_tensor = _number(lr, device)
     step_number, step_tensor = _number(step, device)

@@ -52,6 +52,7 @@ class Options(NamedTuple):
         maximize: ascend.
         keep: a bool tensor; where it is False, nothing changes.
         grad_scale: a 0-d tensor that the gradient is divided by.
+        sign: step along the sign of what is stepped along otherwise.
     """
 
     lr: float | Tensor
@@ -61,6 +62,7 @@ class Options(NamedTuple):
     maximize: bool = False
     keep: Tensor | None = None
     grad_scale: Tensor | None = None
+    sign: bool = False
 
     def on(self, device: torch.device) -> "Options":
         """The same for rows of a device, where the kernels read the tensors."""
@@ -78,7 +80,7 @@ def update_one(row: Row, options: Options) -> None:
     the dtypes of storage at the end.
     """
     param, grad, momentum_buffer, gain, momentum_scale, compensation, draw, stochastic = row
-    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale, sign = options
     wide = torch.promote_types(param.dtype, torch.float32)
     copy = keep is not None
     half_p, half_m = _halves(param, momentum_buffer, draw, stochastic)
@@ -94,7 +96,7 @@ def update_one(row: Row, options: Options) -> None:
         _store_momentum(momentum_buffer, momentum_scale, m, half_m, keep)
     if weight_decay != 0.0:
         p.mul_(1 - lr * weight_decay)
-    _descend(p, direction, lr, gain)
+    _descend(p, direction.sign() if sign else direction, lr, gain)
     _store_param(param, compensation, p, half_p, keep)
 
 
@@ -133,7 +135,7 @@ def update_foreach(rows: Iterable[Row], options: Options, limit: int | None = No
 
 def _update_batch(rows: Sequence[Row], options: Options) -> None:
     """One list of the same dtypes; a function of its own, so that its temporaries end with it."""
-    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale = options
+    lr, momentum, weight_decay, nesterov, maximize, keep, grad_scale, sign = options
     copy = keep is not None
     wide = torch.promote_types(rows[0].param.dtype, torch.float32)
     halves = [_halves(r.param, r.momentum_buffer, r.draw, r.stochastic) for r in rows]
@@ -154,6 +156,7 @@ def _update_batch(rows: Sequence[Row], options: Options) -> None:
             _store_momentum(buffer, scale, new, half, keep)
     if weight_decay != 0.0:
         torch._foreach_mul_(p, 1 - lr * weight_decay)
+    direction = list(torch._foreach_sign(direction)) if sign else direction
     for row, new, d, (half, _) in zip(rows, p, direction, halves, strict=True):
         _descend(new, d, lr, row.gain)
         _store_param(row.param, row.compensation, new, half, keep)
@@ -161,7 +164,7 @@ def _update_batch(rows: Sequence[Row], options: Options) -> None:
 
 def _in_place(row: Row, options: Options) -> bool:
     """Whether the update needs no temporaries: all is stored as it is computed."""
-    if options.nesterov or options.maximize:
+    if options.nesterov or options.maximize or options.sign:
         return False
     wide = torch.promote_types(row.param.dtype, torch.float32)
     stored = (row.param, row.grad, row.momentum_buffer)

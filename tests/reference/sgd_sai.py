@@ -32,16 +32,21 @@ class SGDSaI:
     """One block of parameters; ``step(g)`` returns nothing and changes ``p``, ``m``, ``gain``."""
 
     def __init__(self, p, *, lr=1e-2, momentum=0.9, weight_decay=1e-2, eps=0.0, rule="gsnr",
-                 nesterov=False, maximize=False):  # fmt: skip
+                 nesterov=False, maximize=False, refresh=None, sign=False):  # fmt: skip
         self.p = p.detach().to(torch.float64).clone()
         self.m = None
         self.gain = 0.0
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.eps, self.rule, self.nesterov, self.maximize = eps, rule, nesterov, maximize
+        self.refresh, self.sign, self.steps = refresh, sign, 0
 
     def step(self, g):
+        due = self.refresh is not None and self.steps > 0 and self.steps % self.refresh == 0
+        self.steps += 1
         if g is None:
             return
+        if due and self.gain != 0.0 and informative(g):
+            self.gain = gain(g, self.rule, self.eps)
         if self.gain == 0.0 and not torch.isfinite(g).all():
             return
         g = g.detach().to(torch.float64)
@@ -55,4 +60,5 @@ class SGDSaI:
         if self.gain == 0.0:
             return
         direction = self.momentum * self.m + (1 - self.momentum) * g if self.nesterov else self.m
+        direction = direction.sign() if self.sign else direction
         self.p = self.p - self.lr * self.gain * direction
