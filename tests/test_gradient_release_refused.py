@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nomadam import SGDSaI
 from nomadam.optimizers.gradient_release import release_gradients
+from nomadam.optimizers.sgd_sai_controls import ShuffledSGDSaI
 
 
 def test_a_group_that_is_refused_changes_nothing():
@@ -32,6 +33,12 @@ def test_a_group_that_is_refused_changes_nothing():
         optimizer.add_param_group({"params": [model.norm.weight], "momentum": 2.0})
     loss_of(model, 1).backward()
     assert "norm.weight" in gradients(model) and "gate" not in gradients(model)
+
+
+def test_gains_that_are_exchanged_among_blocks_are_refused():
+    model = net()
+    with pytest.raises(ValueError, match="ShuffledSGDSaI"):
+        release_gradients(model, ShuffledSGDSaI(model.named_parameters()))
 
 
 def test_an_optimizer_that_was_dropped_is_missed():

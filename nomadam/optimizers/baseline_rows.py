@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from nomadam.optimizers import libraries, scaled_lora, state_bytes
 from nomadam.optimizers.adam_mini import mini_groups
+from nomadam.optimizers.apollo_mini import apollo_mini, apollo_mini_groups
 from nomadam.optimizers.baseline import Baseline
 from nomadam.optimizers.muon_pair import muon_groups
+from nomadam.optimizers.muon_sgd_sai import muon_sgd_sai, muon_sgd_sai_groups
+from nomadam.optimizers.scale import scale, scale_groups
+from nomadam.optimizers.scion import scion, scion_groups
 from nomadam.optimizers.sgd_sai import SGDSaI
+from nomadam.optimizers.sgd_sai_controls import ShuffledSGDSaI, equal_sgd_sai
+from nomadam.optimizers.sign_embedding import sign_embedding_groups, sign_embedding_sgd_sai
+
+PLAIN = {"normalize": False, "refresh": None, "direction": "momentum"}
 
 ROWS = (
     Baseline(
@@ -41,8 +49,56 @@ ROWS = (
         search_space={"lr": (3e-2, 3e1), "weight_decay": (1e-6, 1e-2)},
         state_bytes_per_param=4,
         make=SGDSaI,
-        fixed={"gain": 1.0, "normalize": False, "eps": 0.0},
+        fixed={"gain": 1.0, "eps": 0.0, **PLAIN},
         count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="sgd_sai_sqrt_numel",
+        summary="SGDSaI with the square root of the number of elements for a gain: not measured.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=SGDSaI,
+        fixed={"gain": "sqrt_numel", "eps": 0.0, **PLAIN},
+        count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="sgd_sai_normalized",
+        summary="SGDSaI with all gains divided by the largest, as the paper's Algorithm 1 has it: "
+        "the learning rate is larger by that, some hundred times.",
+        package="nomadam",
+        default_lr=5.0,
+        default_weight_decay=2e-5,
+        search_space={"lr": (1e-1, 1e2), "weight_decay": (2e-6, 2e-3)},
+        state_bytes_per_param=4,
+        make=SGDSaI,
+        fixed={**PLAIN, "gain": "gsnr", "normalize": True},
+        count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="sgd_sai_shuffled",
+        summary="SGDSaI with its measured gains exchanged among the blocks by a seed: a control.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-5, 3e-1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=ShuffledSGDSaI,
+        count_state=state_bytes.plain_sgd_sai_state,
+    ),
+    Baseline(
+        name="sgd_sai_equal",
+        summary="SGDSaI with one gain for all, the geometric mean of the blocks' sqrt(numel): a "
+        "control, which is sgdm_decoupled at a learning rate that compares with sgd_sai's.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=equal_sgd_sai,
+        count_state=state_bytes.plain_sgd_sai_state,
     ),
     Baseline(
         name="adam",
@@ -142,6 +198,81 @@ ROWS = (
         make=libraries.muon,
         groups=muon_groups,
         count_state=state_bytes.muon_state,
+    ),
+    Baseline(
+        name="muon_sgd_sai",
+        summary="Muon as in muon, with SGDSaI in AdamW's place: one tensor of state for all, two "
+        "learning rates, and the decay of a step by lr * weight_decay everywhere.",
+        package="torch>=2.9",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={
+            "lr": (3e-5, 3e-2),
+            "sgd_sai_lr": (3e-4, 3e-1),
+            "weight_decay": (1e-3, 1.0),
+        },
+        state_bytes_per_param=4,
+        make=muon_sgd_sai,
+        groups=muon_sgd_sai_groups,
+        count_state=state_bytes.copies(1),
+    ),
+    Baseline(
+        name="sign_embedding_sgd_sai",
+        summary="SGDSaI on hidden matrices and filters, the sign of the same momentum on "
+        "embeddings, output layer and vectors: one tensor of state, two learning rates, and the "
+        "decay of a step by lr * weight_decay everywhere.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={
+            "lr": (3e-4, 3e-1),
+            "sign_lr": (3e-5, 3e-2),
+            "weight_decay": (1e-3, 1.0),
+        },
+        state_bytes_per_param=4,
+        make=sign_embedding_sgd_sai,
+        groups=sign_embedding_groups,
+        count_state=state_bytes.plain_sgd_sai_state,
+    ),
+    Baseline(
+        name="scion",
+        summary="Scion (arXiv 2502.07529): orthogonalised momentum on hidden matrices, its sign on "
+        "embeddings and output layer. Weight decay 1 is its constrained form, 0 the other.",
+        package="pytorch_optimizer>=4.0",
+        extra="baselines",
+        default_lr=1e-4,
+        default_weight_decay=1.0,
+        search_space={"lr": (3e-6, 3e-3), "weight_decay": (1e-2, 1e1)},
+        state_bytes_per_param=4,
+        make=scion,
+        groups=scion_groups,
+        count_state=state_bytes.copies(1),
+    ),
+    Baseline(
+        name="scale",
+        summary="SCALE (arXiv 2506.16659), our own, as no library has it: normalised columns, "
+        "momentum on the output layer alone, AdamW on vectors.",
+        package="nomadam",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=0,
+        make=scale,
+        groups=scale_groups,
+        count_state=state_bytes.scale_state,
+    ),
+    Baseline(
+        name="apollo_mini",
+        summary="APOLLO-Mini (arXiv 2412.05270), our own: pytorch_optimizer 4.1.0 steps along the "
+        "projected gradient, of rank 1. AdamW on embeddings, output layer and vectors.",
+        package="nomadam",
+        default_lr=1e-3,
+        default_weight_decay=1e-1,
+        search_space={"lr": (3e-5, 3e-2), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=0,
+        make=apollo_mini,
+        groups=apollo_mini_groups,
+        count_state=state_bytes.apollo_mini_state,
     ),
     Baseline(
         name="scaled_sgd",

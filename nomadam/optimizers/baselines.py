@@ -50,7 +50,7 @@ def build_optimizer(
     check_learning_rate(lr)
     check_range("weight_decay", weight_decay, 0.0)
     for key, value in arguments.items():
-        if key in ("momentum", "beta1", "beta2"):
+        if key.endswith("momentum") or key in ("beta1", "beta2"):
             check_range(key, value, 0.0, 1.0)
         elif key == "decay_embeddings" and not isinstance(value, bool):
             raise ValueError(f"decay_embeddings must be True or False, got {value!r}")

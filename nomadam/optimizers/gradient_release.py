@@ -71,7 +71,8 @@ def release_gradients(model: nn.Module, optimizer: SGDSaI) -> "GradientRelease":
     Raises:
         TypeError: for a model that is no module, and an optimizer that is not `SGDSaI`.
         ValueError: for the options above, a parameter that the model lacks, an optimizer that is
-            released already, modules that exchange gradients between processes
+            released already or one that exchanges gains among its blocks (`ShuffledSGDSaI`),
+            modules that exchange gradients between processes
             (``DistributedDataParallel``, ``FullyShardedDataParallel``), sharded parameters
             (``DTensor``) and embeddings with sparse gradients. The backward raises it for an option
             that was changed since.
@@ -277,6 +278,11 @@ def _check(model: nn.Module, optimizer: SGDSaI) -> None:
     if not isinstance(optimizer, SGDSaI):
         raise TypeError(
             f"optimizer must be an SGDSaI itself, not wrapped, got {type(optimizer).__name__}"
+        )
+    if not optimizer.steps_alone:
+        raise ValueError(
+            f"gradients can not be released with {type(optimizer).__name__}, which looks at all "
+            "blocks together: train without the release"
         )
     if SILENCED <= vars(optimizer).keys():
         raise ValueError("this optimizer's gradients are released already: remove() that first")

@@ -16,7 +16,8 @@ from nomadam.optimizers.muon_pair import MuonAdamW
 Groups = list[dict[str, Any]]
 
 
-def _library(name: str, module: str) -> Any:
+def library(name: str, module: str) -> Any:
+    """A package of the extra ``baselines``, or ImportError that names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -81,7 +82,7 @@ def prodigy(
 ) -> Optimizer:
     """Prodigy of prodigyopt, decoupled decay; the safeguard is on, for schedules with warm-up."""
     # The decay is in the groups: given to the constructor it makes the package print.
-    return _library("prodigy", "prodigyopt").Prodigy(
+    return library("prodigy", "prodigyopt").Prodigy(
         groups,
         lr,
         betas=(beta1, beta2),
@@ -104,8 +105,9 @@ def lion(
     foreach: bool | None = None,
 ) -> Optimizer:
     """Lion of pytorch_optimizer, decoupled decay."""
-    library = _library("lion", "pytorch_optimizer")
-    return library.Lion(groups, lr, betas=(beta1, beta2), foreach=foreach)
+    return library("lion", "pytorch_optimizer").Lion(
+        groups, lr, betas=(beta1, beta2), foreach=foreach
+    )
 
 
 def adafactor(
@@ -139,7 +141,7 @@ def schedule_free_adamw(
     """AdamW of schedulefree; `train()` and `eval()` switch between its two points."""
     if beta1 == 0:
         raise ValueError("beta1 must be above 0 for schedule_free_adamw, got 0")
-    return _library("schedule_free_adamw", "schedulefree").AdamWScheduleFree(
+    return library("schedule_free_adamw", "schedulefree").AdamWScheduleFree(
         groups,
         lr,
         betas=(beta1, beta2),

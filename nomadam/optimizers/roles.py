@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from nomadam.optimizers.options import check_range
 from nomadam.optimizers.param_groups import (
     EMBEDDINGS,
     decay_groups,
@@ -133,6 +134,58 @@ def method_groups(groups: list[dict[str, Any]], methods: dict[str, str]) -> list
         into["params"] += group["params"]
     decays = list(dict.fromkeys(decay for decay, _ in joined))
     return [joined[d, m] for d in decays for m in order if (d, m) in joined]
+
+
+def with_second_rate(
+    groups: list[dict[str, Any]], lr: float | Tensor, method: str, second: float, *, name: str
+) -> list[dict[str, Any]]:
+    """Gives the groups of a method a learning rate of their own, and all the same shrinking.
+
+    Args:
+        groups: With `method` and `weight_decay`.
+        lr: Learning rate of the others.
+        method: Whose groups get the second one.
+        second: The second learning rate, above 0.
+        name: What to call it in messages.
+
+    Returns:
+        New groups; where `method` is theirs with `lr`, and the decay times `lr / second`.
+
+    Raises:
+        ValueError: `second` is not a number above 0.
+
+    Examples:
+        >>> groups = [{"params": [], "weight_decay": 1.0, "method": "sign"}]
+        >>> with_second_rate(groups, 1e-2, "sign", 1e-3, name="sign_lr")[0]["weight_decay"]
+        10.0
+    """
+    check_range(name, second, 0.0)
+    if second == 0.0:
+        raise ValueError(f"{name} must be above 0, got {second!r}")
+    factor = float(lr) / second
+    return [
+        group | {"lr": second, "weight_decay": group["weight_decay"] * factor}
+        if group["method"] == method
+        else group
+        for group in groups
+    ]
+
+
+def outputs_last(model: nn.Module) -> set[nn.Parameter]:
+    """Weights that lie as `[inputs, outputs]`: those of transformers' `Conv1D`, as GPT-2 has it.
+
+    Args:
+        model: The model.
+
+    Examples:
+        >>> outputs_last(nn.Linear(2, 3))
+        set()
+    """
+    return {
+        parameter
+        for _, parameter, holders in trainable_parameters(model)
+        if parameter.ndim == 2 and any(type(module).__name__ == "Conv1D" for module in holders)
+    }
 
 
 def _head_names(model: nn.Module, head: Names | None) -> Sequence[str]:

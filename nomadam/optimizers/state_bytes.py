@@ -11,9 +11,11 @@ from torch import nn
 
 from nomadam.numerics.blockwise import num_scales
 from nomadam.optimizers.adam_mini import mini_groups
+from nomadam.optimizers.apollo_mini import apollo_mini_groups
 from nomadam.optimizers.muon_pair import muon_groups
 from nomadam.optimizers.options import named_dtype
 from nomadam.optimizers.param_groups import trainable_parameters
+from nomadam.optimizers.scale import scale_groups
 from nomadam.optimizers.sgd_sai_state import keeps_compensation, momentum_dtype
 
 
@@ -44,6 +46,11 @@ def sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
         if keeps_compensation(p, arguments["rounding"]):
             total += p.numel() * p.element_size()
     return total
+
+
+def plain_sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """Of SGDSaI without a choice of dtypes."""
+    return sgd_sai_state(model, {"momentum_dtype": None, "rounding": "auto", **arguments})
 
 
 def adam_mini_state(model: nn.Module, arguments: dict[str, Any]) -> int:
@@ -86,3 +93,30 @@ def muon_state(model: nn.Module, arguments: dict[str, Any]) -> int:
         for group in muon_groups(model, 0.0, **{key: arguments[key] for key in keys})
         for _, p in group["params"]
     )
+
+
+def scale_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """One buffer for the output layer, two for vectors, nothing for the rest."""
+    buffers = {"column": 0, "last": 1, "adamw": 2}
+    return sum(
+        buffers[group["method"]] * p.numel() * p.element_size()
+        for group in scale_groups(model, 0.0, **_of(arguments, "head", "rest"))
+        for _, p in group["params"]
+    )
+
+
+def apollo_mini_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """Two numbers for each row or column, whichever are more; two buffers for the rest."""
+    total = 0
+    for group in apollo_mini_groups(model, 0.0, **_of(arguments, "head", "adamw")):
+        for _, p in group["params"]:
+            if group["method"] == "adamw":
+                total += 2 * p.numel() * p.element_size()
+            elif p.numel():
+                longer = max(p.shape[0], p.numel() // p.shape[0])
+                total += 2 * longer * torch.promote_types(p.dtype, torch.float32).itemsize
+    return total
+
+
+def _of(arguments: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: arguments[key] for key in keys}
