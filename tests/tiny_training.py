@@ -11,6 +11,7 @@ from torch import nn
 
 from nomadam.experiments.configuration import OptimizerChoice, Run
 from nomadam.experiments.schedule import Schedule
+from nomadam.optimizers.baselines import BASELINES
 from nomadam.runs import TIMINGS, RunFolder
 
 VOCABULARY = 32
@@ -70,8 +71,9 @@ class TinyData:
 
 
 def tiny_run(optimizer: str = "sgd_sai", lr: float = 3e-2, **changes) -> Run:
-    # Muon has to be told which layer is the output of a model that does not say so itself.
-    arguments = {"head": "4.weight"} if optimizer == "muon" else {}
+    # Some have to be told which layer is the output of a model that does not say so itself.
+    row = BASELINES.get(optimizer)
+    arguments = {"head": "4.weight"} if row is not None and "head" in row.arguments() else {}
     fields = {
         "name": "tiny_training.tiny_run",
         "model": TinyModel(),
