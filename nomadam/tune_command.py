@@ -202,12 +202,12 @@ def edge_note(search: Mapping[str, Any], field: str) -> str:
     """Say at which edge a best value lies, and that the search should be widened there."""
     from nomadam.experiments.search_spaces import short
 
+    name, label = short(field), search["label"]
     value, edge = search["best"]["values"][field], search["edges"][field]
-    space = search["space"][field]
-    low, high = min(space), max(space)
-    where = f"at the {edge} edge of what was tried ({low:g} to {high:g}): widen it"
-    if search["is_grid"]:
-        return f"{search['label']}: the best {short(field)} {value:g} lies {where}"
+    low, high = min(search["space"][field]), max(search["space"][field])
     wider = (low / 10, high) if edge == "lower" else (low, high * 10)
-    advice = f"--range {search['label']}.{short(field)}={wider[0]:g},{wider[1]:g}"
-    return f"{search['label']}: the best {short(field)} {value:g} lies {where}, {advice}"
+    advice = "" if search["is_grid"] else f" (--range {label}.{name}={wider[0]:g},{wider[1]:g})"
+    return (
+        f"{label}: the best {name} {value:g} lies at the {edge} edge of what was tried, "
+        f"in {low:g} to {high:g}: widen it{advice} or take more trials"
+    )

@@ -36,7 +36,7 @@ def searched(**changes) -> Search:
     return Search(label="sgd_sai", runs=(bare_run(**changes),), bounds={LR: (1e-4, 1e-1)})
 
 
-def shared(folder, worker, *, budget=BUDGET, search=None, grace_seconds=60.0) -> SharedTrials:
+def shared(folder, worker, *, budget=BUDGET, search=None, grace_seconds=1e6) -> SharedTrials:
     search = search or searched()
     storage = open_storage(sqlite_url(folder / "tuning.db"))
     return SharedTrials(

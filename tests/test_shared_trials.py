@@ -10,7 +10,12 @@ from sharing_trials import BUDGET, LR, bare_run, searched, shared, work_off
 
 from nomadam.experiments import shared_trials
 from nomadam.experiments.search_spaces import Search
-from nomadam.experiments.shared_trials import SharedTrials, Worker, current_attempts
+from nomadam.experiments.shared_trials import (
+    SharedTrials,
+    Worker,
+    current_attempts,
+    forget_dead_workers,
+)
 from nomadam.experiments.trial_storage import open_storage, quiet, sqlite_url
 
 
@@ -160,7 +165,7 @@ class TestDeadProcesses:
         here.mkdir()
         clock = [0.0]
         with Worker(here, "one") as mine, Worker(there, "two") as theirs:
-            alone = shared(here, mine)
+            alone = shared(here, mine, grace_seconds=60.0)
             other = SharedTrials(
                 search=alone.search,
                 budget=BUDGET,
@@ -182,14 +187,16 @@ class TestDeadProcesses:
             assert (taken.slot, taken.attempt) == (0, 1)
             assert not other.finish(claim, 0.0)
 
-    def test_locks_of_the_dead_are_removed_and_those_of_the_living_kept(self, tmp_path):
+    def test_whoever_comes_later_sees_the_dead_too_until_they_are_forgotten(self, tmp_path):
         dead, living = Worker(tmp_path, "a"), Worker(tmp_path, "b")
         dead._file.close()
-        with Worker(tmp_path, "c"):
-            assert len(list(tmp_path.glob(".worker-*.lock"))) == 2
-            assert living.sees(living.host, living.name)
-            assert living.sees(living.host, dead.name) is None
-            assert living.sees("another machine", living.name) is None
+        with Worker(tmp_path, "c") as later:
+            assert later.sees(living.host, living.name) is True
+            assert later.sees(dead.host, dead.name) is False
+            assert later.sees("another machine", living.name) is None
+            forget_dead_workers(tmp_path)
+            assert later.sees(living.host, living.name) is True
+            assert later.sees(dead.host, dead.name) is None
         living.__exit__()
         assert not list(tmp_path.glob(".worker-*.lock"))
 

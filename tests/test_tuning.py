@@ -10,6 +10,7 @@ from test_comparison import in_this_process
 from tiny_training import TinyData, TinyModel, assert_same_training, go, tiny_run, to_be_killed
 
 from nomadam.experiments import tuning
+from nomadam.experiments.child_process import Outcome
 from nomadam.experiments.comparison import plan_comparison, train_arm
 from nomadam.experiments.configuration import Run, override, short_hash
 from nomadam.experiments.trial_storage import sqlite_url
@@ -83,12 +84,17 @@ def tune_here(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "run_in_child", in_child)
     lines = []
 
-    def tune_it(name=f"{HERE}.study", *, storage=None, **plan):
+    def tune_it(name=f"{HERE}.study", *, storage=None, workers=1, **plan):
         lines.clear()
         planned = plan_tuning(name, **{"out": tmp_path / "out", **plan})
         options = {"device": "cpu", "cache": None}
         found = tune(
-            planned, storage=storage, options=options, make_progress=NoProgress, tell=lines.append
+            planned,
+            storage=storage,
+            workers=workers,
+            options=options,
+            make_progress=NoProgress,
+            tell=lines.append,
         )
         return found, list(lines)
 
@@ -212,6 +218,20 @@ class TestTuning:
         (tmp_path / "out" / "tuning.db").unlink()
         assert tune_here(optimizers=["adamw"], budget=2)[0] == first and len(SEEN) == 2
 
+    def test_what_a_worker_that_died_has_left_is_done_by_the_others(
+        self, tune_here, tmp_path, monkeypatch
+    ):
+        def in_children(function, calls):
+            function(*calls[0])
+            return [Outcome(), Outcome(error="the process was killed by SIGKILL")]
+
+        monkeypatch.setattr(tuning, "run_in_children", in_children)
+        found, _ = tune_here(optimizers=["adamw"], budget=1, workers=2)
+        assert found["searches"][0]["finished"] == 1
+        monkeypatch.setattr(tuning, "run_in_children", lambda *_: [Outcome(error="killed")])
+        with pytest.raises(RuntimeError, match="killed"):
+            tune_here(optimizers=["adamw"], budget=2, workers=2)
+
     def test_another_search_in_the_folder_is_refused_before_any_training(self, tune_here):
         tune_here(optimizers=["adamw"], budget=1)
         with pytest.raises(ValueError, match=r"another search.*\n.*run\.steps: 4 there, 3 here"):
@@ -261,7 +281,7 @@ class TestTuning:
             tuned_runs(f"{HERE}.fragile", tmp_path / "out")
 
     def test_a_failure_is_tried_again_counted_and_left_to_the_next_command(
-        self, tune_here, monkeypatch, capsys
+        self, tune_here, tmp_path, monkeypatch, capsys
     ):
         def broken(arm, options, make_progress):
             if arm.label == "adamw 2/2":
@@ -276,6 +296,8 @@ class TestTuning:
         assert sum("failed: RuntimeError: out of memory" in line for line in lines) == 3
         show_tuning(found)
         assert "adamw failed: RuntimeError: out of memory" in capsys.readouterr().out
+        with pytest.warns(UserWarning, match="adamw was tuned with less: 1 of 2 trials failed"):
+            tuned_runs(f"{HERE}.study", tmp_path / "out")
         monkeypatch.setattr(tuning, "train_arm", train_arm)
         assert tune_here(optimizers=["adamw"], budget=2)[0]["searches"][0]["finished"] == 2
 
@@ -320,7 +342,8 @@ class TestEdges:
         assert search["edges"] == {LR: "upper"}
         note = edge_note(search, LR)
         assert note.startswith("adamw: the best lr ")
-        assert note.endswith("(3e-05 to 0.03): widen it, --range adamw.lr=3e-05,0.3")
+        assert "at the upper edge of what was tried, in 3e-05 to 0.03: widen it" in note
+        assert "(--range adamw.lr=3e-05,0.3)" in note
 
 
 class TestFinals:

@@ -47,9 +47,6 @@ class Worker:
         self.folder, self.host = folder, platform.node()
         self.beats = itertools.count()
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(".worker-*.lock"):
-            if not _is_locked(path):
-                path.unlink(missing_ok=True)
         self._path = _lock_of(folder, self.name)
         self._file = open(self._path, "ab")
         lock(self._file)
@@ -69,6 +66,13 @@ class Worker:
         if host != self.host or not path.exists():
             return None
         return _is_locked(path)
+
+
+def forget_dead_workers(folder: Path) -> None:
+    """Remove the files of workers that have died; before, they tell that these are dead."""
+    for path in folder.glob(".worker-*.lock"):
+        if not _is_locked(path):
+            path.unlink(missing_ok=True)
 
 
 def _lock_of(folder: Path, name: str) -> Path:

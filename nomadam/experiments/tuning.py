@@ -1,7 +1,7 @@
 """Fair tuning: for each optimizer the same number of trials of its own search space, on optuna.
 
 Every trial is an ordinary run folder with the tuning seed, trained to its end: early leaders are
-not final leaders, so none is pruned. The finals take other seeds (`nomadam.experiments.finals`).
+not final leaders, so none is pruned. The finals take other seeds (``nomadam compare --tuned``).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 from nomadam.experiments.child_process import Outcome, run_in_child, run_in_children
 from nomadam.experiments.comparison import Arm, check_arms, ended_result, train_arm
 from nomadam.experiments.search_spaces import Search, Values, shown, suggested
-from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker
+from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker, forget_dead_workers
 from nomadam.experiments.trial_storage import open_storage, open_study, quiet, sqlite_url
 from nomadam.experiments.tuning_plan import Tuning
 from nomadam.experiments.tuning_summary import SUMMARY, summary_of
@@ -60,9 +60,8 @@ def tune(
     refuse_file(tuning.folder)
     _check_folder(tuning)
     first = [tuning.arm(each, 0, each.values(0)) for each in tuning.searches]
-    outcome = run_in_child(check_arms, first, dict(options))
-    if outcome.error is not None:
-        raise (ValueError if outcome.bad_input else RuntimeError)(outcome.error)
+    if new := [arm for arm in first if ended_result(arm) is None]:
+        _raise_first([run_in_child(check_arms, new, dict(options))])
     tuning.folder.mkdir(parents=True, exist_ok=True)
     url = storage or sqlite_url(tuning.folder / "tuning.db")
     with quiet():
@@ -71,14 +70,20 @@ def tune(
             studies = [
                 open_study(opened, _study_name(tuning, each), each.plan) for each in tuning.searches
             ]
+        outcomes = []
         call = (tuning, url, uuid.uuid4().hex, workers, dict(options), make_progress, tell)
         if workers == 1:
             work(*call)
         else:
-            _raise_first(run_in_children(work, [call] * workers))
+            outcomes = run_in_children(work, [call] * workers)
         summary = summary_of(tuning, studies)
+    ended = sum(search["finished"] + search["diverged"] for search in summary["searches"])
+    if ended < tuning.budget * len(tuning.searches):
+        # Else the others have done what a worker that died has left.
+        _raise_first(outcomes)
     with _alone(tuning.folder, "summing up"):
         RunFolder(tuning.folder).write_json(SUMMARY, summary)
+        forget_dead_workers(tuning.folder)
     return summary
 
 

@@ -1,6 +1,7 @@
 """What a tuning has found: its summary file, and the Runs of the finals that are made from it."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ def tuned_runs(
         folder: of the tuning.
         optimizers: default all that were tuned.
 
+    Warns:
+        UserWarning: for each optimizer of which trials failed.
+
     Raises:
         ValueError: there is no whole summary in the folder, it is of another study, an optimizer
             was not tuned or none of its trials finished, or the study has changed since.
@@ -110,6 +114,9 @@ def tuned_runs(
         best = found[label]["best"]
         if best is None:
             raise ValueError(f"no trial of {label} has finished in {folder}")
+        if failed := found[label].get("failed"):
+            told = f"{label} was tuned with less: {failed} of {held['budget']} trials failed"
+            warnings.warn(told, stacklevel=2)
         run = _made_again(held, label, best["values"])
         if changed := differing_fields(best["run"], to_json(run)):
             lines = [f"  {field}: {a!r} then, {b!r} now" for field, (a, b) in changed.items()]
