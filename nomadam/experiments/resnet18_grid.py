@@ -90,8 +90,7 @@ def cifar10(optimizer: str = "sgd_sai") -> Run:
 
     200 passes over the images, the rate a tenth after 80 and a hundredth after 160 of them, images
     cropped out of a frame of 4 pixels and mirrored. Point it at the folder of the python batches
-    with ``--set data.source=FOLDER``. Norms and biases do not decay here; in the paper's code
-    everything does.
+    with ``--set data.source=FOLDER``. Norms and biases do not decay.
 
     Args:
         optimizer: a name of the table of baselines; default ``sgd_sai``. Those of `CIFAR10_CELLS`
