@@ -14,7 +14,9 @@ from nomadam.experiments.gsnr_over_training import (
     blocks_of,
     drift,
     gpt2,
+    lora,
     rank_correlation,
+    resnet18,
     vit,
 )
 from nomadam.experiments.study import parts_of
@@ -148,7 +150,7 @@ def test_wrong_settings_are_refused(changes, words):
         tiny_study(**changes)
 
 
-@pytest.mark.parametrize("make", [gpt2, vit])
+@pytest.mark.parametrize("make", [gpt2, vit, resnet18, lora])
 def test_the_demonstrations_are_watched_with_either_optimizer(make):
     assert make().run.optimizer.name == "sgd_sai" and make("adamw").run.optimizer.name == "adamw"
 

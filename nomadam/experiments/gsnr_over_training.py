@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nomadam.experiments import gpt2_pretraining, vit_classification
+from nomadam.experiments import (
+    gpt2_pretraining,
+    lora_finetuning,
+    resnet18_grid,
+    vit_classification,
+)
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.fields import require
 from nomadam.experiments.study import Findings, Study, Table, parts_of
@@ -196,6 +201,34 @@ def _lost(training: RunFolder, parts: RunFolder, steps: Sequence[int]) -> bool:
     kept = training.newest_checkpoint()
     done = 0 if kept is None else kept[0]
     return any(step <= done and not (parts.path / _file(step)).exists() for step in steps)
+
+
+def resnet18(optimizer: str = "sgd_sai") -> Study:
+    """The gains of the ResNet-18 demonstration through its training: a minute on a core.
+
+    Args:
+        optimizer: that trains it; default ``sgd_sai``.
+
+    Example:
+        >>> resnet18().run.name
+        'resnet18_grid.demo'
+    """
+    run = resnet18_grid.demo(optimizer)
+    return GainsOverTraining(name="gsnr_over_training.resnet18", run=run)
+
+
+def lora(optimizer: str = "sgd_sai") -> Study:
+    """The gains of the LoRA demonstration through its training, after that of its first stage.
+
+    Args:
+        optimizer: that trains it; default ``sgd_sai``.
+
+    Example:
+        >>> lora().run.name
+        'lora_finetuning.demo'
+    """
+    run = lora_finetuning.demo(optimizer)
+    return GainsOverTraining(name="gsnr_over_training.lora", run=run)
 
 
 def blocks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
