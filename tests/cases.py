@@ -109,7 +109,7 @@ SGD_SAI = [
     Case(name="number", arguments={"gain": 3.0}, measures=False),
     Case(name="mapping", arguments={"gain": "mapping"}, measures=False),
     Case(name="normalize", arguments={"normalize": True}),
-    Case(name="refresh", arguments={"refresh": 2}),
+    Case(name="refresh", arguments={"refresh": 3}),
     Case(name="sign", arguments={"direction": "sign", "gain": 3.0}, measures=False),
     Case(name="nesterov", arguments={"nesterov": True, "weight_decay": 0.1}),
     Case(name="maximize", arguments={"maximize": True, "weight_decay": 0.1}),
