@@ -9,13 +9,13 @@ import torch
 from tiny_training import assert_same_training, go, tiny_run
 
 from nomadam.experiments.configuration import override
+from nomadam.experiments.gain_drift import drift, rank_correlation
 from nomadam.experiments.gsnr_over_training import (
     GainsOverTraining,
     blocks_of,
-    drift,
+    diffusion_lora,
     gpt2,
     lora,
-    rank_correlation,
     resnet18,
     vit,
 )
@@ -150,7 +150,7 @@ def test_wrong_settings_are_refused(changes, words):
         tiny_study(**changes)
 
 
-@pytest.mark.parametrize("make", [gpt2, vit, resnet18, lora])
+@pytest.mark.parametrize("make", [gpt2, vit, resnet18, lora, diffusion_lora])
 def test_the_demonstrations_are_watched_with_either_optimizer(make):
     assert make().run.optimizer.name == "sgd_sai" and make("adamw").run.optimizer.name == "adamw"
 

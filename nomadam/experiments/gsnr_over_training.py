@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nomadam.experiments import (
+    diffusion,
     gpt2_pretraining,
     lora_finetuning,
     resnet18_grid,
@@ -17,20 +18,15 @@ from nomadam.experiments import (
 )
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.fields import require
-from nomadam.experiments.study import Findings, Study, Table, parts_of
+from nomadam.experiments.gain_drift import BATCHES, block_table, drift_numbers, summary_table
+from nomadam.experiments.study import Findings, Study, parts_of
 from nomadam.runs import RunFolder
 
 if TYPE_CHECKING:
     from nomadam.experiments.preparation import Parts
 
-# Whose gradient is measured: the one that the step is taken along, and that of a batch which is
-# the same at every step and never trained on.
-BATCHES = ("training_batch", "fixed_batch")
 # Step 0 is none of the training's own, so that its batch is one that the training does not see.
 FIXED_STEP = 0
-
-# Of one kind of batch: block to its gain at each measured step, None where it has none.
-Gains = Mapping[str, Sequence[float | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +92,8 @@ class GainsOverTraining(Study):
         blocks = records[0]["blocks"]
         home.write_json("gains_over_training.json", {"steps": steps, "blocks": blocks, **gains})
         return Findings(
-            numbers=_numbers(blocks, gains),
-            tables=(_summary(blocks, gains), _block_table(blocks, gains)),
+            numbers=drift_numbers(blocks, gains),
+            tables=(summary_table(blocks, gains), block_table(blocks, gains)),
         )
 
     def _train(
@@ -185,6 +181,20 @@ def vit(optimizer: str = "sgd_sai") -> Study:
     return GainsOverTraining(name="gsnr_over_training.vit", run=run)
 
 
+def diffusion_lora(optimizer: str = "sgd_sai") -> Study:
+    """The gains of the diffusion demonstration through its training, after that of its first stage.
+
+    Args:
+        optimizer: that trains it; default ``sgd_sai``.
+
+    Example:
+        >>> diffusion_lora().run.name
+        'diffusion.demo'
+    """
+    run = diffusion.demo(optimizer)
+    return GainsOverTraining(name="gsnr_over_training.diffusion_lora", run=run)
+
+
 def _file(step: int) -> str:
     return f"step_{step:08d}.json"
 
@@ -264,172 +274,3 @@ def blocks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
 def _by_block(records: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
-
-
-def drift(gains: Sequence[float | None]) -> list[float]:
-    """How far each later gain of a block is from its first one: ``|gain_t / gain_0 - 1|``.
-
-    Example:
-        >>> drift([2.0, None, 2.5, 1.0])
-        [0.25, 0.5]
-    """
-    known = [gain for gain in gains if gain is not None]
-    return [abs(gain / known[0] - 1) for gain in known[1:]]
-
-
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where either does not vary.
-
-    Values that agree in six digits are ties: gains of equal tensors differ in the last ones only.
-
-    Example:
-        >>> rank_correlation([1.0, 2.0, 3.0, 4.0], [10.0, 30.0, 20.0, 40.0])
-        0.8
-    """
-    ranks = []
-    for values in (one, other):
-        values = np.array([float(f"{value:.6g}") for value in values])
-        ordered = np.sort(values)
-        left, right = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
-        ranks.append((left + right) / 2)
-    if any(len(rank) < 2 or np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return round(float(np.corrcoef(*ranks)[0, 1]), 12)
-
-
-def _numbers(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> dict[str, float | None]:
-    return {
-        f"{kind}.{group}.{key}": value
-        for kind in BATCHES
-        for group, names in _groups(blocks).items()
-        for key, value in _measures(blocks, gains[kind], names).items()
-    }
-
-
-def _groups(blocks: Mapping[str, Any]) -> dict[str, list[str]]:
-    """All blocks, and those with several dimensions and with one apart."""
-    flat = {name: len(block["shape"]) < 2 for name, block in blocks.items()}
-    groups = {
-        "all": list(blocks),
-        "matrices": [name for name in blocks if not flat[name]],
-        "vectors": [name for name in blocks if flat[name]],
-    }
-    return {group: names for group, names in groups.items() if names}
-
-
-def _measures(
-    blocks: Mapping[str, Any], gains: Gains, names: Sequence[str]
-) -> dict[str, float | None]:
-    """What is said of some blocks together."""
-    known = {name: [g for g in gains.get(name, ()) if g is not None] for name in names}
-    known = {name: series for name, series in known.items() if series}
-    drifts = {name: drift(series) for name, series in known.items() if len(series) > 1}
-    ratios = [
-        gain / blocks[name]["numel"] ** 0.5 for name, series in known.items() for gain in series
-    ]
-    both = [(series[0], series[-1]) for series in known.values()]
-    medians = [float(np.median(each)) for each in drifts.values()]
-    largest = [max(each) for each in drifts.values()]
-    return {
-        "num_blocks": len(known),
-        "median_drift": float(np.median(medians)) if medians else None,
-        "largest_drift": max(largest, default=None),
-        "share_within_1_percent": float(np.mean([each < 0.01 for each in largest]))
-        if largest
-        else None,
-        "rank_correlation_of_first_and_last": rank_correlation(*zip(*both, strict=True))
-        if both
-        else None,
-        "spread_over_depth": _spread_over_depth(blocks, known),
-        "rank_correlation_with_depth": _correlation_with_depth(blocks, known),
-        "least_of_sqrt_numel": min(ratios, default=None),
-        "median_of_sqrt_numel": float(np.median(ratios)) if ratios else None,
-        "largest_of_sqrt_numel": max(ratios, default=None),
-    }
-
-
-def _layers(
-    blocks: Mapping[str, Any], known: Mapping[str, Sequence[float]]
-) -> list[list[tuple[int, float]]]:
-    """Of each kind that has several layers: layer and last gain."""
-    kinds: dict[str, list[tuple[int, float]]] = {}
-    for name, series in known.items():
-        if blocks[name]["layer"] is not None:
-            kinds.setdefault(blocks[name]["kind"], []).append((blocks[name]["layer"], series[-1]))
-    return [sorted(layers) for layers in kinds.values() if len(layers) > 1]
-
-
-def _spread_over_depth(
-    blocks: Mapping[str, Any], known: Mapping[str, Sequence[float]]
-) -> float | None:
-    """Median over the kinds of tensors: largest over smallest gain of the layers, less 1."""
-    spreads = [
-        max(gain for _, gain in layers) / min(gain for _, gain in layers) - 1
-        for layers in _layers(blocks, known)
-    ]
-    return float(np.median(spreads)) if spreads else None
-
-
-def _correlation_with_depth(
-    blocks: Mapping[str, Any], known: Mapping[str, Sequence[float]]
-) -> float | None:
-    """Mean over the kinds of tensors of the rank correlation between layer and gain."""
-    found = [rank_correlation(*zip(*layers, strict=True)) for layers in _layers(blocks, known)]
-    told = [each for each in found if each is not None]
-    return float(np.mean(told)) if told else None
-
-
-def _summary(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> Table:
-    rows = []
-    for kind in BATCHES:
-        for group, names in _groups(blocks).items():
-            rows.append(
-                (
-                    f"{group}, {kind.replace('_', ' ')}",
-                    *_measures(blocks, gains[kind], names).values(),
-                )
-            )
-    heads = (
-        "blocks, gradient of",
-        "blocks",
-        "median drift",
-        "largest drift",
-        "part within 1 %",
-        "first and last, rank corr.",
-        "spread over depth",
-        "with depth, rank corr.",
-        "gain / sqrt(numel), least",
-        "median",
-        "largest",
-    )
-    return Table(
-        title="Gains through training",
-        heads=heads,
-        rows=rows,
-        note="Drift: |gain / first gain - 1| of a block over the measured steps; the median over "
-        "blocks of their medians, and the largest of all; the part of the blocks that never drift "
-        "by 1 %. Spread over depth: largest gain over smallest among the layers of one kind of "
-        "tensor at the last step, less 1, the median over the kinds.",
-    )
-
-
-def _block_table(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> Table:
-    rows = []
-    for name, block in blocks.items():
-        root = block["numel"] ** 0.5
-        cells: list[Any] = [name, "x".join(map(str, block["shape"])), round(root, 2)]
-        for kind in BATCHES:
-            known = [gain for gain in gains[kind].get(name, ()) if gain is not None]
-            drifts = drift(known)
-            cells += [
-                known[0] if known else None,
-                known[-1] / root if known else None,
-                float(np.median(drifts)) if drifts else None,
-                max(drifts, default=None),
-            ]
-        rows.append(cells)
-    heads = ["block", "shape", "sqrt(numel)"]
-    for kind in BATCHES:
-        words = kind.replace("_", " ")
-        heads += [f"first gain, {words}", "last gain / sqrt(numel)", "median drift", "largest"]
-    return Table(title="Gains by block", heads=heads, rows=rows)
