@@ -27,6 +27,7 @@ def test_the_signature_is_the_documented_one():
     assert [p.name for p in parameters[:2]] == ["params", "lr"] and parameters[1].default == 1e-2
     assert {p.name: p.default for p in parameters[2:]} == {
         "momentum": 0.9, "weight_decay": 1e-2, "eps": 0.0, "gain": "gsnr", "normalize": False,
+        "refresh": None, "direction": "momentum",
         "nesterov": False, "maximize": False, "foreach": None, "fused": None,
         "differentiable": False, "skip_nonfinite": False, "momentum_dtype": None,
             "rounding": "auto", "seed": 0,

@@ -21,7 +21,7 @@ from torch_cases import (
 )
 
 from nomadam import SGDSaI
-from nomadam.optimizers import sgd_sai
+from nomadam.optimizers import sgd_sai_fused
 
 NO_GRADIENTS, FROZEN = {2}, {3, 4}  # steps at which all, or some, parameters have no gradient
 
@@ -157,9 +157,11 @@ def test_default_is_foreach_where_torch_has_it_so(monkeypatch):
     calls = []
 
     def spy(name):
-        original = getattr(sgd_sai, name)
+        original = getattr(sgd_sai_fused, name)
         monkeypatch.setattr(
-            sgd_sai, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs)
+            sgd_sai_fused,
+            name,
+            lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs),
         )
 
     def taken(**kwargs):

@@ -37,7 +37,7 @@ class UNetModel:
         >>> model = UNetModel(channels=(8, 8))
         >>> module = model.build(image_size=8, channels=1)
         >>> sum(parameter.numel() for parameter in module.parameters())
-        21233
+        18521
     """
 
     channels: tuple[int, ...]
@@ -170,7 +170,7 @@ class LoRAUNetModel:
         >>> from nomadam.experiments.diffusion import pretrain
         >>> module = LoRAUNetModel(pretraining=pretrain(), rank=2).build(image_size=8, channels=1)
         >>> sum(each.numel() for each in module.parameters() if each.requires_grad)
-        21568
+        19104
     """
 
     pretraining: Run
