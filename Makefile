@@ -15,7 +15,7 @@ JOBS ?= 2
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
-.venv/installed-bench: .venv/installed-bench
+.venv/installed-bench: .venv/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from one_pass_cpu import (
     tolerance,
 )
 
+from nomadam import SGDSaI
 from nomadam.optimizers import sgd_sai_cpu
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_update import Options, Row
@@ -250,4 +252,13 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch):
         assert cpu_kernel() is None
         assert cpu_kernel() is None
     assert len(caught) == 1
+    sgd_sai_cpu._warn_once.cache_clear()
+    large = torch.empty(10**7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"fused": False}, {"foreach": True}):
+            SGDSaI([large], **options)._plan()
+        SGDSaI([large[:100]])._plan()
+    with pytest.warns(UserWarning, match="install g.. or clang.."):
+        assert not SGDSaI([large])._plan()[1].one_pass
     sgd_sai_cpu._warn_once.cache_clear()

@@ -20,9 +20,12 @@ SMALLEST_LOW_PRECISION_ON_CPU = 100_000
 def one_pass_pays(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the one-pass kernels are the best choice for these groups of parameters.
 
-    On CUDA always, where Triton is installed. On the CPU, where a C++ compiler is found, from 10
-    million elements on, or from 100 thousand where anything is kept in low precision.
+    On CUDA always, where Triton is installed. On the CPU, where a C++ compiler is found (else with
+    a warning), from 10 million elements on, or from 100 thousand where anything is kept in low
+    precision. Not where every group says which path it takes.
     """
+    if all(group["fused"] is not None or group["foreach"] is not None for group in groups):
+        return False
     params = [param for group in groups for param in group["params"]]
     kinds = {param.device.type for param in params}
     if kinds == {"cuda"}:
@@ -31,7 +34,7 @@ def one_pass_pays(groups: Sequence[Mapping[str, Any]]) -> bool:
     low = low or any(param.dtype in (torch.bfloat16, torch.float16) for param in params)
     smallest = SMALLEST_LOW_PRECISION_ON_CPU if low else SMALLEST_ON_CPU
     large = sum(param.numel() for param in params) >= smallest
-    return kinds == {"cpu"} and large and cpu_kernel(warn=False) is not None
+    return kinds == {"cpu"} and large and cpu_kernel() is not None
 
 
 def check_fused(group: Mapping[str, Any]) -> None:

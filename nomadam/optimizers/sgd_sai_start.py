@@ -31,6 +31,10 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
     """A block that holds a gradient; what its state lacks is made."""
     param, group = slot.param, slot.group
     if "gsnr" not in state:
+        if hasattr(param, "device_mesh"):  # a DTensor
+            raise RuntimeError(
+                f"parameter {slot.name} is a DTensor: SGDSaI can not step sharded parameters yet"
+            )
         state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
     elif not state["gsnr"].is_cpu:  # moved along with the rest of the state
         state["gsnr"] = state["gsnr"].cpu()
