@@ -66,16 +66,13 @@ def tune(
     url = storage or sqlite_url(tuning.folder / "tuning.db")
     with quiet():
         with _alone(tuning.folder, "opening its database"):
-            opened = open_storage(url)
-            studies = [
-                open_study(opened, _study_name(tuning, each), each.plan) for each in tuning.searches
-            ]
+            studies = _studies(tuning, url)
         outcomes = []
-        call = (tuning, url, uuid.uuid4().hex, workers, dict(options), make_progress, tell)
+        rest = (uuid.uuid4().hex, workers, dict(options), make_progress, tell)
         if workers == 1:
-            work(*call)
+            _work_off(tuning, studies, *rest)
         else:
-            outcomes = run_in_children(work, [call] * workers)
+            outcomes = run_in_children(work, [(tuning, url, *rest)] * workers)
         summary = summary_of(tuning, studies)
     ended = sum(search["finished"] + search["diverged"] for search in summary["searches"])
     if ended < tuning.budget * len(tuning.searches):
@@ -98,32 +95,40 @@ def _raise_first(outcomes: Sequence[Outcome]) -> None:
             raise (ValueError if outcome.bad_input else RuntimeError)(outcome.error)
 
 
-def _study_name(tuning: Tuning, search: Search) -> str:
-    # Of the folder's own name, so that the same command finds it on every machine.
-    return f"{tuning.folder.resolve().name}/{search.label}"
+def _studies(tuning: Tuning, url: str) -> list[Any]:
+    """Open the optuna study of each search."""
+    storage = open_storage(url)
+    # Of the folder's own name, so that the same command finds them on every machine.
+    name = tuning.folder.resolve().name
+    return [open_study(storage, f"{name}/{each.label}", each.plan) for each in tuning.searches]
 
 
-def work(
+def work(tuning: Tuning, url: str, *rest: Any) -> None:
+    """Work trials off until all have ended; called in a process of its own, a worker's."""
+    with quiet():
+        _work_off(tuning, _studies(tuning, url), *rest)
+
+
+def _work_off(
     tuning: Tuning,
-    url: str,
+    studies: Sequence[Any],
     session: str,
     workers: int,
     options: dict[str, Any],
     make_progress: Callable[[str, int], Any],
     tell: Callable[[str], None],
 ) -> None:
-    """Take trials until all have ended, here or elsewhere; what a worker process does."""
-    with quiet(), Worker(tuning.folder, session) as worker:
-        storage = open_storage(url)
+    """Take trials until all have ended, here or elsewhere."""
+    with Worker(tuning.folder, session) as worker:
         shared = [
             SharedTrials(
                 search=search,
                 budget=tuning.budget,
-                study=open_study(storage, _study_name(tuning, search), search.plan),
+                study=study,
                 worker=worker,
                 suggest=functools.partial(_suggest, tuning, search),
             )
-            for search in tuning.searches
+            for search, study in zip(tuning.searches, studies, strict=True)
         ]
         train = functools.partial(_train, tuning, options, make_progress, workers)
         waiting = False
