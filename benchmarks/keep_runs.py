@@ -9,13 +9,12 @@ Run: ``python benchmarks/keep_runs.py runs/A runs/B ... --out results/NAME``.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nomadam.durable_files import write_json
+from nomadam.experiments.kept_runs import keep_run
 
 
 def keep(folders: Sequence[Path], out: Path) -> int:
@@ -32,17 +31,7 @@ def keep(folders: Sequence[Path], out: Path) -> int:
     runs = [run for folder in folders for run in (folder, *sorted(folder.iterdir()))]
     runs = [run for run in runs if (run / "result.json").is_file()]
     for run in runs:
-        kept = out / run.name
-        kept.mkdir(parents=True, exist_ok=True)
-        for file in run.glob("*.json"):
-            shutil.copy(file, kept)
-        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        # Paths of the machine say nothing to others.
-        environment["command"] = [Path(word).name for word in environment.get("command", [])]
-        write_json(kept / "environment.json", environment)
-        with open(run / "metrics.jsonl", encoding="utf-8") as lines:
-            evaluated = [line for line in lines if "validation_loss" in json.loads(line)]
-        (kept / "metrics.jsonl").write_text("".join(evaluated), encoding="utf-8")
+        keep_run(run, out / run.name)
     return len(runs)
 
 

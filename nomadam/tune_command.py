@@ -51,8 +51,9 @@ def tune(
         str | None,
         option(
             "--sampler",
-            metavar="qmc|tpe|grid",
-            help="Quasi-random, optuna's TPE, or all Runs of NAME.  "
+            metavar="qmc|zoom|tpe|grid",
+            help="Quasi-random, the same and at last around the best, optuna's TPE, or all Runs "
+            "of NAME.  "
             "[default: grid where NAME returns a list of Runs, else qmc]",
         ),
     ] = None,

@@ -12,13 +12,17 @@ from nomadam.experiments.fields import Scalar, require
 
 Values = dict[str, Any]
 Edge = Literal["lower", "upper"]
-Sampler = Literal["qmc", "tpe", "grid"]
+Sampler = Literal["qmc", "zoom", "tpe", "grid"]
 # Of a range, on the logarithmic scale: nearer than this to an end counts as being there.
 EDGE_FRACTION = 0.05
 DIGITS = 4
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 # As many trials at most come before the first one that TPE places.
 MOST_STARTING = 10
+# Of a zoom: this part of the trials looks where the best of the others was, in ranges so much
+# smaller on the logarithmic scale.
+ZOOM_TRIALS = 0.3
+ZOOM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +233,44 @@ def suggested(search: Search, index: int, budget: int, trials: Sequence[Any]) ->
     study.add_trials(trials)
     drawn = study.ask(search.distributions()).params
     return {field: rounded(drawn[field], *ends) for field, ends in search.bounds.items()}
+
+
+def zoomed(
+    search: Search, index: int, budget: int, trials: Sequence[tuple[Values, float]]
+) -> Values:
+    """The values of a trial where the last third or so looks around the best one before.
+
+    The first trials are quasi-random in the whole ranges. The others are quasi-random in a box
+    around the best of those, a fourth as long in each field on the logarithmic scale and moved to
+    lie in the ranges: at ten trials of a learning rate the steps shrink from a factor of 2.4 to one
+    of 1.5.
+
+    Args:
+        search: ranges; a grid is not sampled.
+        index: of the trial.
+        budget: of the whole search, in trials.
+        trials: values and loss of those that have finished, inf where they diverged.
+
+    Example:
+        >>> from nomadam.experiments.gpt2_pretraining import demo
+        >>> search = Search(label="a", runs=(demo(),), bounds={"optimizer.lr": (1e-4, 1.0)})
+        >>> zoomed(search, 7, 10, [({"optimizer.lr": 1e-2}, 3.0), ({"optimizer.lr": 1e-1}, 4.0)])
+        {'optimizer.lr': 0.005623}
+    """
+    first = budget - int(ZOOM_TRIALS * budget)
+    finished = [each for each in trials if math.isfinite(each[1])]
+    if index < first or not finished:
+        return search.values(index)
+    best = min(finished, key=lambda each: each[1])[0]
+    box = {field: _box(best[field], low, high) for field, (low, high) in search.bounds.items()}
+    # The sequence's first point is the middle of the first field, where the best one was.
+    return placed(box, quasi_random(index - first + 1, len(box)))
+
+
+def _box(value: float, low: float, high: float) -> tuple[float, float]:
+    length = (high / low) ** (1 / ZOOM)
+    start = min(max(value / math.sqrt(length), low), high / length)
+    return start, start * length
 
 
 def searched_fields(space: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

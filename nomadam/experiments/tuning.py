@@ -14,7 +14,7 @@ from typing import Any
 
 from nomadam.experiments.child_process import Outcome, run_in_child, run_in_children
 from nomadam.experiments.comparison import Arm, check_arms, ended_result, train_arm
-from nomadam.experiments.search_spaces import Search, Values, shown, suggested
+from nomadam.experiments.search_spaces import Search, Values, shown, suggested, zoomed
 from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker, forget_dead_workers
 from nomadam.experiments.trial_storage import open_storage, open_study, quiet, sqlite_url
 from nomadam.experiments.tuning_plan import Tuning
@@ -151,6 +151,9 @@ def _work_off(
 def _suggest(tuning: Tuning, search: Search, slot: int, trials: Sequence[Any]) -> Values:
     if tuning.sampler == "tpe":
         return suggested(search, slot, tuning.budget, trials)
+    if tuning.sampler == "zoom":
+        ended = [(each.params, each.value) for each in trials if each.state.name == "COMPLETE"]
+        return zoomed(search, slot, tuning.budget, ended)
     return search.values(slot)
 
 

@@ -11,7 +11,7 @@ from nomadam.experiments.comparison import DEFAULT_OPTIMIZERS, Arm, Comparison
 from nomadam.experiments.configuration import Run, override, short_hash
 from nomadam.experiments.search_spaces import Sampler, Search, Values, dotted, searched_fields
 
-SAMPLERS = ("qmc", "tpe", "grid")
+SAMPLERS = ("qmc", "zoom", "tpe", "grid")
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -23,7 +23,7 @@ class Tuning:
     Args:
         name: dotted name of the study function.
         searches: one for each optimizer.
-        sampler: ``qmc``, ``tpe`` or ``grid``.
+        sampler: ``qmc``, ``zoom``, ``tpe`` or ``grid``.
         budget: trials of each search.
         overrides: fields of every Run that were changed.
         folder: of the database and the summary.
@@ -74,7 +74,7 @@ def plan_tuning(
         optimizers: names of optimizers; default adamw, sgdm and sgd_sai where the function takes
             an optimizer, else what it returns.
         budget: trials of each optimizer, at least 1; of a grid its cells, which is the default.
-        sampler: ``qmc``, ``tpe``, or ``grid``; default ``grid`` for a grid, else ``qmc``.
+        sampler: ``qmc``, ``zoom``, ``tpe`` or ``grid``; default ``grid`` for a grid, else ``qmc``.
         ranges: ``lr``, ``weight_decay`` or an argument, or the same after ``OPTIMIZER.``, to the
             ends of a log-uniform range in the place of the declared one.
         overrides: fields of every Run to change; a field that is set is not searched.

@@ -1,0 +1,185 @@
+"""Carry out the trainings behind the claims, by several processes, over several sittings.
+
+A training lives in a folder of the work folder until it has ended. Then what is small of it is
+kept, and the rest goes. What is kept is not trained again.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomadam.experiments.child_process import explain, run_in_children
+from nomadam.experiments.claim_settings import (
+    SEEDS,
+    TRIALS,
+    Job,
+    Setting,
+    folder_name,
+    jobs,
+    with_seed,
+)
+from nomadam.experiments.comparison import Arm, ended_result
+from nomadam.experiments.configuration import Run
+from nomadam.experiments.kept_runs import keep_run
+from nomadam.experiments.search_spaces import Values, shown, zoomed
+from nomadam.runs import FolderInUseError, RunFolder
+
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the trainings live.
+
+    Args:
+        kept: folder of what is kept, a folder for each setting in it.
+        work: folder of what is in training, and of the first stages.
+    """
+
+    kept: Path
+    work: Path
+
+    def result(self, setting: Setting, run: Run) -> dict[str, Any] | None:
+        """What a Run of a setting has come to, None where it has not ended."""
+        folder = self.kept / setting.name / folder_name(run)
+        return ended_result(Arm(label="", run=run, folder=folder))
+
+    def loss(self, setting: Setting, run: Run) -> float | None:
+        """The final validation loss, inf where it diverged, None where it has not ended."""
+        result = self.result(setting, run)
+        if result is None:
+            return None
+        return result["validation_loss"] if result["status"] == "finished" else math.inf
+
+
+def trials_of(
+    places: Places, setting: Setting, optimizer: str
+) -> tuple[list[tuple[Values, float]], Run | None]:
+    """The trials of an arm that have ended, in their order, and the next one.
+
+    Args:
+        places: where the trainings live.
+        setting: whose arm.
+        optimizer: the arm.
+
+    Returns:
+        Values and loss of each, inf where it diverged; and the Run of the first trial that has not
+        ended, None where all have.
+    """
+    search, ended = setting.search(optimizer), []
+    for index in range(TRIALS):
+        values = zoomed(search, index, TRIALS, ended)
+        run = search.run(values)
+        loss = places.loss(setting, run)
+        if loss is None:
+            return ended, run
+        ended.append((values, loss))
+    return ended, None
+
+
+def final_runs(places: Places, setting: Setting, optimizer: str) -> list[Run]:
+    """The Runs of an arm's best trial with the other seeds; none before all trials have ended."""
+    trials, following = trials_of(places, setting, optimizer)
+    finished = [trial for trial in trials if math.isfinite(trial[1])]
+    if following is not None or not finished:
+        return []
+    best = setting.search(optimizer).run(min(finished, key=lambda trial: trial[1])[0])
+    return [with_seed(best, seed) for seed in SEEDS]
+
+
+def next_run(places: Places, job: Job) -> Run | None:
+    """The Run that a job trains next, None where it is done."""
+    if job.optimizer is not None:
+        _, following = trials_of(places, job.setting, job.optimizer)
+        if following is not None:
+            return following
+        runs = final_runs(places, job.setting, job.optimizer)
+    else:
+        assert job.seed is not None
+        runs = [with_seed(run, job.seed) for run in job.setting.cells()]
+    return next((run for run in runs if places.result(job.setting, run) is None), None)
+
+
+def work_off(
+    places: Places,
+    settings: Sequence[Setting],
+    cache: Path | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Take jobs that no other process is at until all are done; called in a worker's process.
+
+    Raises:
+        RuntimeError: some trainings failed; all others have been made.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    left, failures = jobs(tuple(settings)), []
+    while left:
+        busy = []
+        for job in left:
+            lock = RunFolder(places.work / job.setting.name / job.label)
+            try:
+                with lock.locked("working"):
+                    _do(places, job, cache, tell)
+            except FolderInUseError:
+                busy.append(job)
+            except Exception as error:
+                failures.append(f"{job.setting.name} {job.label}: {explain(error)}")
+                tell(f"failed: {failures[-1]}")
+        left = busy
+        if left:
+            time.sleep(POLL_SECONDS)
+    if failures:
+        raise RuntimeError("; ".join(failures))
+
+
+def _do(places: Places, job: Job, cache: Path | None, tell: Callable[[str], None]) -> None:
+    from nomadam.experiments.training import train
+
+    while (run := next_run(places, job)) is not None:
+        began = time.monotonic()
+        name = folder_name(run)
+        folder = places.work / job.setting.name / name
+        result = train(run, folder, device="cpu", cache=cache)
+        keep_run(folder, places.kept / job.setting.name / name)
+        shutil.rmtree(folder)
+        values: Values = {"lr": run.optimizer.lr, "weight_decay": run.optimizer.weight_decay}
+        values |= run.optimizer.arguments
+        finished = result["status"] == "finished"
+        loss = f"validation loss {result['validation_loss']:.4f}" if finished else "diverged"
+        tell(
+            f"{job.setting.name} {run.optimizer.name} seed {run.seed} ({shown(values)}): {loss}, "
+            f"{time.monotonic() - began:.0f} s"
+        )
+
+
+def train_all(
+    places: Places,
+    settings: Sequence[Setting],
+    *,
+    workers: int,
+    cache: Path | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Train what has not ended yet, in several processes of one thread each.
+
+    Args:
+        places: where.
+        settings: what.
+        workers: how many processes, at least 1.
+        cache: folder of prepared data, None for the user's.
+        tell: takes a line about each training that has ended; a picklable callable.
+
+    Raises:
+        RuntimeError: some trainings failed; all others have been made.
+        KeyboardInterrupt: interrupted; what was in training has written its checkpoint.
+    """
+    call = (places, tuple(settings), cache, tell)
+    for outcome in run_in_children(work_off, [call] * workers):
+        if outcome.error is not None:
+            raise RuntimeError(outcome.error)

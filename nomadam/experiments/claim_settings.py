@@ -1,0 +1,241 @@
+"""What is trained for the claims: studies in a short form, their arms, and what all of it costs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nomadam.experiments.catalog import make_runs
+from nomadam.experiments.configuration import Run, override, short_hash
+from nomadam.experiments.search_spaces import Search
+from nomadam.experiments.tuning_plan import plan_tuning
+
+# Of each arm, with seed 0; the finals have the other seeds.
+TRIALS = 10
+SEEDS = (1, 2, 3, 4, 5)
+
+# Two cores for five hours.
+MOST_SECONDS = 36_000
+
+# What every study compares, beside its own baselines.
+COMMON = (
+    "adamw",
+    "sgd_sai",
+    "sgdm_decoupled",
+    "sgd_sai_sqrt_numel",
+    "sgd_sai_equal",
+    "muon",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A study in the form that the claims have of it: arms tuned alike, or a grid.
+
+    Args:
+        name: of its folder.
+        study: dotted name of the study function.
+        overrides: fields in which the form differs from the study's.
+        optimizers: the arms, each tuned in `TRIALS` trials; none for a grid.
+        run_seconds: that a training takes on one core beside another one, measured.
+        why: what is shorter than in the study, in a few words.
+    """
+
+    name: str
+    study: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    optimizers: tuple[str, ...] = ()
+    run_seconds: float
+    why: str = "as it stands"
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether its Runs are the cells of a grid, each trained with every seed."""
+        return not self.optimizers
+
+    def search(self, optimizer: str) -> Search:
+        """What is searched for an arm."""
+        plan = plan_tuning(
+            self.study,
+            optimizers=[optimizer],
+            budget=TRIALS,
+            sampler="zoom",
+            overrides=self.overrides,
+            out=Path(),
+        )
+        return plan.searches[0]
+
+    def cells(self) -> list[Run]:
+        """The Runs of a grid, with seed 0."""
+        return [override(run, self.overrides) for run in make_runs(self.study)]
+
+    @property
+    def num_runs(self) -> int:
+        """How many trainings it takes."""
+        if self.is_grid:
+            return len(self.cells()) * len(SEEDS)
+        return len(self.optimizers) * (TRIALS + len(SEEDS))
+
+    @property
+    def seconds(self) -> float:
+        """Of one core."""
+        return self.num_runs * self.run_seconds
+
+
+SETTINGS = (
+    Setting(
+        name="gpt2",
+        study="gpt2_pretraining.demo",
+        overrides={"steps": "250", "evaluate_every": "50", "evaluation_batches": "16"},
+        optimizers=(
+            *COMMON,
+            "sgdm",
+            "adam_mini",
+            "prodigy",
+            "sign_embedding_sgd_sai",
+            "muon_sgd_sai",
+            "sgd_sai_normalized",
+            "sgd_sai_shuffled",
+            "adam",
+            "lion",
+            "scion",
+            "adafactor",
+            "scale",
+            "apollo_mini",
+            "schedule_free_adamw",
+        ),
+        run_seconds=55,
+        why="250 steps of 500, evaluated on 16 batches of 32",
+    ),
+    Setting(
+        name="vit",
+        study="vit_classification.demo",
+        overrides={"steps": "1000", "evaluate_every": "200"},
+        optimizers=(*COMMON, "sgdm", "adam", "adam_mini", "prodigy"),
+        run_seconds=18,
+        why="1000 steps of 1500",
+    ),
+    Setting(
+        name="resnet18",
+        study="resnet18_grid.demo",
+        optimizers=(*COMMON, "sgdm", "adam"),
+        run_seconds=13,
+    ),
+    Setting(
+        name="lora",
+        study="lora_finetuning.demo",
+        overrides={
+            "steps": "150",
+            "evaluate_every": "30",
+            "model.num_texts": "1",
+            "model.text_tokens": "1",
+        },
+        optimizers=(*COMMON, "sgdm", "scaled_sgd", "scaled_adamw", "adam_mini"),
+        run_seconds=35,
+        why="150 steps of 400, and no texts written",
+    ),
+    Setting(
+        name="diffusion",
+        study="diffusion.demo",
+        overrides={"steps": "300", "model.pretraining.model.num_samples": "64"},
+        optimizers=(*COMMON, "prodigy"),
+        run_seconds=28,
+        why="300 steps of 600, 64 samples of 256",
+    ),
+    Setting(
+        name="gpt2_long",
+        study="gpt2_pretraining.demo_long",
+        overrides={"steps": "250", "evaluate_every": "50", "evaluation_batches": "16"},
+        optimizers=("adamw", "sgd_sai", "sgdm_decoupled"),
+        run_seconds=68,
+        why="as gpt2",
+    ),
+    Setting(
+        name="resnet18_grid",
+        study="resnet18_grid.demo_grid",
+        overrides={"steps": "400", "evaluate_every": "400"},
+        run_seconds=8,
+        why="400 steps of 600",
+    ),
+    Setting(
+        name="vit_grid",
+        study="vit_classification.demo_grid",
+        overrides={"steps": "500", "evaluate_every": "500"},
+        run_seconds=9,
+        why="500 steps of 1500",
+    ),
+)
+
+# The Runs that the second stages of a setting start from: 100 and 140 seconds, once.
+FIRST_STAGE_SECONDS = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process does in one piece: an arm with its finals, or a grid with one seed.
+
+    Args:
+        setting: whose.
+        optimizer: the arm, None for a grid.
+        seed: of the grid, None for an arm.
+    """
+
+    setting: Setting
+    optimizer: str | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """For progress lines and the name of its lock."""
+        return self.optimizer or f"seed-{self.seed}"
+
+    @property
+    def num_runs(self) -> int:
+        """How many trainings it takes."""
+        return self.setting.num_runs // (len(self.setting.optimizers) or len(SEEDS))
+
+
+def jobs(settings: tuple[Setting, ...] = SETTINGS) -> list[Job]:
+    """All jobs, the ones that most of the claims need first.
+
+    Example:
+        >>> [(job.setting.name, job.label) for job in jobs()[:2]]
+        [('gpt2', 'adamw'), ('vit', 'adamw')]
+    """
+    return [job for rank in range(_longest(settings)) for job in _of_rank(settings, rank)]
+
+
+def _longest(settings: tuple[Setting, ...]) -> int:
+    return max(len(setting.optimizers) or len(SEEDS) for setting in settings)
+
+
+def _of_rank(settings: tuple[Setting, ...], rank: int) -> Iterator[Job]:
+    for setting in settings:
+        if rank < len(setting.optimizers):
+            yield Job(setting=setting, optimizer=setting.optimizers[rank])
+        elif setting.is_grid and rank < len(SEEDS):
+            yield Job(setting=setting, seed=SEEDS[rank])
+
+
+def total_seconds(settings: tuple[Setting, ...] = SETTINGS) -> float:
+    """What all of it takes on one core, in seconds.
+
+    Example:
+        >>> total_seconds() <= MOST_SECONDS
+        True
+    """
+    return FIRST_STAGE_SECONDS + sum(setting.seconds for setting in settings)
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The same Run with another seed."""
+    return replace(run, seed=seed)
+
+
+def folder_name(run: Run) -> str:
+    """Of a run folder, as `nomadam run` names it.
+
+    Example:
+        >>> folder_name(SETTINGS[0].cells()[0]).startswith("gpt2_pretraining.demo-")
+        True
+    """
+    return f"{run.name}-{short_hash(run)}"
