@@ -171,3 +171,20 @@ def _short(rate: float) -> str:
     if rate >= 1e6:
         return f"{rate / 1e6:.1f}M"
     return f"{rate / 1e3:.1f}k" if rate >= 1e4 else f"{rate:.0f}"
+
+
+class NoProgress:
+    """Takes what `Progress` takes, and shows nothing."""
+
+    def __init__(self, label: str, steps: int) -> None:
+        """See the class."""
+
+    def __enter__(self) -> Self:
+        """Nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing."""
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from nomadam.command_options import (
     option,
     out_option,
 )
-from nomadam.progress import Progress
+from nomadam.progress import NoProgress, Progress
 
 EPILOG = """\b
 Examples:
@@ -137,23 +137,6 @@ def tune(
     if any(search["failed"] for search in searches):
         return FAILED
     return FINISHED if all(search["best"] for search in searches) else DIVERGED
-
-
-class NoProgress:
-    """Takes what `Progress` takes, and shows nothing."""
-
-    def __init__(self, label: str, steps: int) -> None:
-        """See the class."""
-
-    def __enter__(self) -> Self:
-        """Nothing."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing."""
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        """Nothing."""
 
 
 def ranges_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -22,10 +22,10 @@ from nomadam.experiments.claim_settings import (
     jobs,
     with_seed,
 )
-from nomadam.experiments.comparison import Arm, ended_result
-from nomadam.experiments.configuration import Run
+from nomadam.experiments.configuration import Run, to_json
 from nomadam.experiments.kept_runs import keep_run
 from nomadam.experiments.search_spaces import Values, shown, zoomed
+from nomadam.experiments.study import Study
 from nomadam.runs import FolderInUseError, RunFolder
 
 POLL_SECONDS = 5.0
@@ -43,10 +43,20 @@ class Places:
     kept: Path
     work: Path
 
-    def result(self, setting: Setting, run: Run) -> dict[str, Any] | None:
-        """What a Run of a setting has come to, None where it has not ended."""
-        folder = self.kept / setting.name / folder_name(run)
-        return ended_result(Arm(label="", run=run, folder=folder))
+    def folder(self, setting: Setting, made: Run | Study, seed: int | None = None) -> Path:
+        """Where a Run is kept, or a measurement with a seed."""
+        return self.kept / setting.name / folder_name(made, seed)
+
+    def result(
+        self, setting: Setting, made: Run | Study, seed: int | None = None
+    ) -> dict[str, Any] | None:
+        """What it has come to, None where it has not ended."""
+        folder = RunFolder(self.folder(setting, made, seed))
+        try:
+            header, result = folder.read_header(), folder.read_result()
+        except ValueError:
+            return None
+        return result if header is not None and header["run"] == to_json(made) else None
 
     def loss(self, setting: Setting, run: Run) -> float | None:
         """The final validation loss, inf where it diverged, None where it has not ended."""
@@ -108,6 +118,7 @@ def work_off(
     places: Places,
     settings: Sequence[Setting],
     cache: Path | None,
+    make_progress: Callable[[str, int], Any],
     tell: Callable[[str], None],
 ) -> None:
     """Take jobs that no other process is at until all are done; called in a worker's process.
@@ -117,7 +128,8 @@ def work_off(
     """
     import torch
 
-    torch.set_num_threads(1)
+    if not any(setting.alone for setting in settings):
+        torch.set_num_threads(1)
     left, failures = jobs(tuple(settings)), []
     while left:
         busy = []
@@ -125,7 +137,7 @@ def work_off(
             lock = RunFolder(places.work / job.setting.name / job.label)
             try:
                 with lock.locked("working"):
-                    _do(places, job, cache, tell)
+                    _do(places, job, cache, make_progress, tell)
             except FolderInUseError:
                 busy.append(job)
             except Exception as error:
@@ -138,7 +150,17 @@ def work_off(
         raise RuntimeError("; ".join(failures))
 
 
-def _do(places: Places, job: Job, cache: Path | None, tell: Callable[[str], None]) -> None:
+def _do(
+    places: Places,
+    job: Job,
+    cache: Path | None,
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[str], None],
+) -> None:
+    if job.setting.measured:
+        assert job.seed is not None
+        _measure(places, job.setting, job.seed, cache, make_progress, tell)
+        return
     from nomadam.experiments.training import train
 
     while (run := next_run(places, job)) is not None:
@@ -146,7 +168,7 @@ def _do(places: Places, job: Job, cache: Path | None, tell: Callable[[str], None
         name = folder_name(run)
         folder = places.work / job.setting.name / name
         result = train(run, folder, device="cpu", cache=cache)
-        keep_run(folder, places.kept / job.setting.name / name)
+        keep_run(folder, places.folder(job.setting, run))
         shutil.rmtree(folder)
         values: Values = {"lr": run.optimizer.lr, "weight_decay": run.optimizer.weight_decay}
         values |= run.optimizer.arguments
@@ -158,12 +180,33 @@ def _do(places: Places, job: Job, cache: Path | None, tell: Callable[[str], None
         )
 
 
+def _measure(
+    places: Places,
+    setting: Setting,
+    seed: int,
+    cache: Path | None,
+    make_progress: Callable[[str, int], Any],
+    tell: Callable[[str], None],
+) -> None:
+    study = setting.studies()[seed]
+    if places.result(setting, study, seed) is not None:
+        return
+    began = time.monotonic()
+    folder = places.work / setting.name / folder_name(study, seed)
+    study.execute(folder, make_progress=make_progress, device="cpu", cache=cache)
+    keep_run(folder, places.folder(setting, study, seed))
+    for left in folder.parent.glob(f"{folder.name}*"):
+        shutil.rmtree(left)
+    tell(f"{setting.name} seed {seed}: {time.monotonic() - began:.0f} s")
+
+
 def train_all(
     places: Places,
     settings: Sequence[Setting],
     *,
     workers: int,
     cache: Path | None,
+    make_progress: Callable[[str, int], Any],
     tell: Callable[[str], None],
 ) -> None:
     """Train what has not ended yet, in several processes of one thread each.
@@ -173,13 +216,17 @@ def train_all(
         settings: what.
         workers: how many processes, at least 1.
         cache: folder of prepared data, None for the user's.
+        make_progress: makes a progress line of a measurement from label and steps; picklable.
         tell: takes a line about each training that has ended; a picklable callable.
 
     Raises:
         RuntimeError: some trainings failed; all others have been made.
         KeyboardInterrupt: interrupted; what was in training has written its checkpoint.
     """
-    call = (places, tuple(settings), cache, tell)
-    for outcome in run_in_children(work_off, [call] * workers):
-        if outcome.error is not None:
-            raise RuntimeError(outcome.error)
+    together = tuple(setting for setting in settings if not setting.alone)
+    clocked = tuple(setting for setting in settings if setting.alone)
+    rest = (cache, make_progress, tell)
+    outcomes = run_in_children(work_off, [(places, together, *rest)] * workers)
+    outcomes += run_in_children(work_off, [(places, clocked, *rest)])
+    if errors := dict.fromkeys(each.error for each in outcomes if each.error is not None):
+        raise RuntimeError("; ".join(errors))

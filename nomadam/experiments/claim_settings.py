@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nomadam.experiments.catalog import make_runs
+from nomadam.experiments.catalog import make_one, make_runs
 from nomadam.experiments.configuration import Run, override, short_hash
 from nomadam.experiments.search_spaces import Search
+from nomadam.experiments.study import Study
 from nomadam.experiments.tuning_plan import plan_tuning
 
 # Of each arm, with seed 0; the finals have the other seeds.
@@ -29,14 +30,19 @@ COMMON = (
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A study in the form that the claims have of it: arms tuned alike, or a grid.
+    """A study in the form that the claims have of it.
+
+    Arms that are tuned alike and then trained with the other seeds; or the cells of a grid, each
+    trained with every seed; or, of what is no training, its measurements, one a seed.
 
     Args:
         name: of its folder.
         study: dotted name of the study function.
         overrides: fields in which the form differs from the study's.
-        optimizers: the arms, each tuned in `TRIALS` trials; none for a grid.
-        run_seconds: that a training takes on one core beside another one, measured.
+        optimizers: the arms, each tuned in `TRIALS` trials; none for a grid or measurements.
+        measured: whether the study is no training.
+        alone: whether nothing else may run at that time, because the clock is read.
+        run_seconds: that one of them takes on one core beside another one, measured.
         why: what is shorter than in the study, in a few words.
     """
 
@@ -44,13 +50,15 @@ class Setting:
     study: str
     overrides: Mapping[str, str] = field(default_factory=dict)
     optimizers: tuple[str, ...] = ()
+    measured: bool = False
+    alone: bool = False
     run_seconds: float
     why: str = "as it stands"
 
     @property
     def is_grid(self) -> bool:
-        """Whether its Runs are the cells of a grid, each trained with every seed."""
-        return not self.optimizers
+        """Whether its Runs are the cells of a grid."""
+        return not self.optimizers and not self.measured
 
     def search(self, optimizer: str) -> Search:
         """What is searched for an arm."""
@@ -68,12 +76,18 @@ class Setting:
         """The Runs of a grid, with seed 0."""
         return [override(run, self.overrides) for run in make_runs(self.study)]
 
+    def studies(self) -> dict[int, Study]:
+        """Seed to what is measured with it."""
+        made = make_one(self.study)
+        assert isinstance(made, Study)
+        return {seed: _seeded(override(made, self.overrides), seed) for seed in SEEDS}
+
     @property
     def num_runs(self) -> int:
-        """How many trainings it takes."""
-        if self.is_grid:
-            return len(self.cells()) * len(SEEDS)
-        return len(self.optimizers) * (TRIALS + len(SEEDS))
+        """How many trainings or measurements it takes."""
+        if self.optimizers:
+            return len(self.optimizers) * (TRIALS + len(SEEDS))
+        return len(SEEDS) * (1 if self.measured else len(self.cells()))
 
     @property
     def seconds(self) -> float:
@@ -81,11 +95,13 @@ class Setting:
         return self.num_runs * self.run_seconds
 
 
+SHORT_GPT2 = {"steps": "250", "evaluate_every": "50", "evaluation_batches": "16"}
+
 SETTINGS = (
     Setting(
         name="gpt2",
         study="gpt2_pretraining.demo",
-        overrides={"steps": "250", "evaluate_every": "50", "evaluation_batches": "16"},
+        overrides=SHORT_GPT2,
         optimizers=(
             *COMMON,
             "sgdm",
@@ -144,7 +160,7 @@ SETTINGS = (
     Setting(
         name="gpt2_long",
         study="gpt2_pretraining.demo_long",
-        overrides={"steps": "250", "evaluate_every": "50", "evaluation_batches": "16"},
+        overrides=SHORT_GPT2,
         optimizers=("adamw", "sgd_sai", "sgdm_decoupled"),
         run_seconds=68,
         why="as gpt2",
@@ -163,6 +179,32 @@ SETTINGS = (
         run_seconds=9,
         why="500 steps of 1500",
     ),
+    Setting(
+        name="gains_gpt2",
+        study="gsnr_over_training.gpt2",
+        overrides={f"run.{key}": value for key, value in SHORT_GPT2.items()},
+        measured=True,
+        run_seconds=45,
+        why="250 steps of 500",
+    ),
+    Setting(
+        name="gains_vit",
+        study="gsnr_over_training.vit",
+        overrides={"run.steps": "1000", "run.evaluate_every": "1000"},
+        measured=True,
+        run_seconds=20,
+        why="1000 steps of 1500",
+    ),
+    Setting(
+        name="gains_resnet18", study="gsnr_over_training.resnet18", measured=True, run_seconds=15
+    ),
+    Setting(
+        name="clock",
+        study="memory_and_step_time.demo",
+        measured=True,
+        alone=True,
+        run_seconds=60,
+    ),
 )
 
 # The Runs that the second stages of a setting start from: 100 and 140 seconds, once.
@@ -171,12 +213,12 @@ FIRST_STAGE_SECONDS = 240
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does in one piece: an arm with its finals, or a grid with one seed.
+    """What one process does in one piece: an arm with its finals, or the rest with one seed.
 
     Args:
         setting: whose.
-        optimizer: the arm, None for a grid.
-        seed: of the grid, None for an arm.
+        optimizer: the arm, None for a grid or a measurement.
+        seed: of a grid or a measurement, None for an arm.
     """
 
     setting: Setting
@@ -190,7 +232,7 @@ class Job:
 
     @property
     def num_runs(self) -> int:
-        """How many trainings it takes."""
+        """How many trainings or measurements it takes."""
         return self.setting.num_runs // (len(self.setting.optimizers) or len(SEEDS))
 
 
@@ -212,7 +254,7 @@ def _of_rank(settings: tuple[Setting, ...], rank: int) -> Iterator[Job]:
     for setting in settings:
         if rank < len(setting.optimizers):
             yield Job(setting=setting, optimizer=setting.optimizers[rank])
-        elif setting.is_grid and rank < len(SEEDS):
+        elif not setting.optimizers and rank < len(SEEDS):
             yield Job(setting=setting, seed=SEEDS[rank])
 
 
@@ -231,11 +273,19 @@ def with_seed(run: Run, seed: int) -> Run:
     return replace(run, seed=seed)
 
 
-def folder_name(run: Run) -> str:
-    """Of a run folder, as `nomadam run` names it.
+def _seeded(study: Study, seed: int) -> Study:
+    """A study of a training with that training's seed; others are measured again as they are."""
+    run = getattr(study, "run", None)
+    return replace(study, run=with_seed(run, seed)) if isinstance(run, Run) else study
+
+
+def folder_name(made: Run | Study, seed: int | None = None) -> str:
+    """Of a run folder, as `nomadam run` names it; of a measurement with the seed behind it.
 
     Example:
-        >>> folder_name(SETTINGS[0].cells()[0]).startswith("gpt2_pretraining.demo-")
+        >>> from nomadam.experiments.gpt2_pretraining import demo
+        >>> folder_name(demo()).startswith("gpt2_pretraining.demo-")
         True
     """
-    return f"{run.name}-{short_hash(run)}"
+    name = f"{made.name}-{short_hash(made)}"
+    return name if seed is None else f"{name}-seed{seed}"

@@ -1,0 +1,126 @@
+"""What the trainings behind the claims have come to: numbers by seed, read from what is kept."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nomadam.experiments.claim_runs import Places, final_runs, trials_of
+from nomadam.experiments.claim_settings import SEEDS, SETTINGS, Setting, with_seed
+from nomadam.experiments.search_spaces import Edge, Values, short
+from nomadam.experiments.verdicts import Finals
+from nomadam.runs import RunFolder
+
+# Seed to learning rate and decay to the number; None where the training diverged.
+Cells = Mapping[int, Mapping[tuple[float, float], float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedArm:
+    """What the tuning of an arm has found.
+
+    Args:
+        values: of the best trial, by the short names of the fields; None without one.
+        edges: fields whose best value lies at an edge of what was searched.
+        diverged: trials that diverged.
+        trials: that have ended.
+    """
+
+    values: Values | None
+    edges: Mapping[str, Edge]
+    diverged: int
+    trials: int
+
+
+class Evidence:
+    """Reads what is kept of the trainings; what has not ended is missing, and nothing is trained.
+
+    Args:
+        places: where the trainings live.
+        settings: that are known.
+    """
+
+    def __init__(self, places: Places, settings: tuple[Setting, ...] = SETTINGS) -> None:
+        """See the class."""
+        self.places = places
+        self.settings = {setting.name: setting for setting in settings}
+
+    @functools.cache  # noqa: B019
+    def _results(self, setting: str, optimizer: str) -> dict[int, dict[str, Any]]:
+        chosen = self.settings[setting]
+        found = {}
+        for run in final_runs(self.places, chosen, optimizer):
+            if (result := self.places.result(chosen, run)) is not None:
+                found[run.seed] = result
+        return found
+
+    def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
+        """A number of the finals of an arm, None where the training diverged."""
+        return {
+            seed: result[measure] if result["status"] == "finished" else None
+            for seed, result in self._results(setting, optimizer).items()
+        }
+
+    def errors(self, setting: str, optimizer: str) -> Finals:
+        """1 − top-1 of the finals of an arm."""
+        accuracies = self.finals(setting, optimizer, "validation_accuracy")
+        return {seed: None if got is None else 1 - got for seed, got in accuracies.items()}
+
+    def early(self, setting: str, optimizer: str, step: int) -> Finals:
+        """The validation loss of the finals of an arm at an earlier step."""
+        chosen, found = self.settings[setting], {}
+        for run in final_runs(self.places, chosen, optimizer):
+            if self.places.result(chosen, run) is not None:
+                records = RunFolder(self.places.folder(chosen, run)).metrics()
+                losses = {record["step"]: record["validation_loss"] for record in records}
+                found[run.seed] = losses.get(step)
+        return found
+
+    def tuned(self, setting: str, optimizer: str) -> TunedArm:
+        """What the tuning of an arm has found so far."""
+        search = self.settings[setting].search(optimizer)
+        trials, _ = trials_of(self.places, self.settings[setting], optimizer)
+        finished = [trial for trial in trials if math.isfinite(trial[1])]
+        best = min(finished, key=lambda trial: trial[1])[0] if finished else None
+        edges = search.edges(best, [values for values, _ in trials]) if best else {}
+        return TunedArm(
+            values=None if best is None else {short(field): best[field] for field in best},
+            edges={short(field): edge for field, edge in edges.items()},
+            diverged=len(trials) - len(finished),
+            trials=len(trials),
+        )
+
+    def cells(self, setting: str, optimizer: str, measure: str, diverged: float | None) -> Cells:
+        """A number of every cell of a grid, by seed; seeds with a missing cell are left out.
+
+        Args:
+            setting: a grid.
+            optimizer: whose cells.
+            measure: of ``result.json``.
+            diverged: what stands for a training that diverged.
+        """
+        chosen, found = self.settings[setting], {}
+        runs = [run for run in chosen.cells() if run.optimizer.name == optimizer]
+        for seed in SEEDS:
+            results = {
+                (run.optimizer.lr, run.optimizer.weight_decay): self.places.result(
+                    chosen, with_seed(run, seed)
+                )
+                for run in runs
+            }
+            if all(result is not None for result in results.values()):
+                found[seed] = {
+                    cell: result[measure] if result["status"] == "finished" else diverged
+                    for cell, result in results.items()
+                    if result is not None
+                }
+        return found
+
+    def numbers(self, setting: str, name: str) -> Finals:
+        """A number of ``result.json`` of a study that was carried out with every seed."""
+        chosen, found = self.settings[setting], {}
+        for seed, study in chosen.studies().items():
+            if (result := self.places.result(chosen, study, seed)) is not None:
+                found[seed] = result.get(name)
+        return found
