@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint docs bench tables clean
+.PHONY: demo test lint docs bench tables claims clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'nomadam needs Python 3.11 or newer')"
@@ -40,6 +40,9 @@ bench: .venv/installed-bench
 
 tables: .venv/installed
 	$(BIN)/python benchmarks/tables.py
+
+claims: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/nomadam claims --workers $(JOBS) --page docs/reproducing.md
 
 clean:
 	rm -rf .venv site build *.egg-info .pytest_cache .ruff_cache

@@ -1,20 +1,24 @@
 """The command `nomadam claims`: the trainings behind the claims, and the verdict on each."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nomadam import terminal
-from nomadam.command_options import Cache, Traceback, option, out_option
+from nomadam.command_options import Cache, Json, Traceback, option, out_option
+from nomadam.durable_files import write_atomically, write_json
+from nomadam.progress import NoProgress
 
 EPILOG = """\b
 Examples:
   nomadam claims --dry-run
-  nomadam claims --workers 2
+  nomadam claims --workers 4 --out runs/my_claims
   nomadam claims --setting vit --setting resnet18
 
 """
+FINISHED, FAILED = 0, 1
 
 
 def claims(
@@ -27,27 +31,88 @@ def claims(
     ] = 2,
     out: Annotated[
         Path | None,
-        out_option("Where ended trainings are kept, small.  [default: results/claims]"),
+        out_option(
+            "What is kept of ended trainings, claims.json and claims.md.  [default: results/claims]"
+        ),
     ] = None,
     work: Annotated[
         Path | None,
         option("--work", metavar="FOLDER", help="What is in training.  [default: runs/claims]"),
     ] = None,
+    page: Annotated[
+        Path | None,
+        option("--page", metavar="FILE", help="A page whose marked part becomes the tables."),
+    ] = None,
     cache: Cache = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be trained, and how long.")
+        bool, typer.Option("--dry-run", help="Print what is trained and how long; train nothing.")
     ] = False,
+    as_json: Json = False,
     traceback: Traceback = False,
 ) -> int:
-    """Train what the claims rest on, as far as it is not kept already.
+    """Train what the claims rest on, as far as it is not kept already, and decide them.
 
-    Whatever has ended is kept, so that an interrupted command goes on.
+    Each arm is tuned in as many trials and trained with five other seeds; grids and measurements
+    are made with the same five. Whatever has ended is kept, so that the command goes on where it
+    was interrupted. What is missing leaves a claim undecided.
     """
+    from nomadam.experiments.claim_evidence import Evidence
     from nomadam.experiments.claim_runs import Places, train_all
     from nomadam.experiments.claim_settings import SETTINGS
+    from nomadam.experiments.claims import budget, verdicts
+    from nomadam.reports.claim_pages import claims_page, with_claims
 
-    settings = [each for each in SETTINGS if not chosen or each.name in chosen]
+    known = [setting.name for setting in SETTINGS]
+    for name in chosen or ():
+        if name not in known:
+            raise ValueError(f"--setting {name!r}: must be one of {', '.join(known)}")
+    if page is not None and not page.is_file():
+        raise ValueError(f"--page {page} is no file")
+    settings = tuple(each for each in SETTINGS if not chosen or each.name in chosen)
     places = Places(kept=out or Path("results/claims"), work=work or Path("runs/claims"))
-    if not dry_run:
-        train_all(places, settings, workers=workers, cache=cache, tell=terminal.say)
-    return 0
+    if dry_run:
+        show_budget(budget(settings), as_json=as_json)
+        return FINISHED
+    train_all(
+        places,
+        settings,
+        workers=workers,
+        cache=cache,
+        make_progress=NoProgress,
+        tell=terminal.say,
+    )
+    found = verdicts(Evidence(places))
+    write_json(places.kept / "claims.json", found)
+    write_atomically(places.kept / "claims.md", claims_page(found).encode())
+    if page is not None:
+        filled = with_claims(page.read_text(encoding="utf-8"), found)
+        write_atomically(page, filled.encode())
+    if as_json:
+        terminal.show_json(found)
+    else:
+        show_claims(found)
+        terminal.show(f"tables: {places.kept / 'claims.md'}")
+    return FINISHED
+
+
+def show_budget(planned: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what is trained, and how long it takes."""
+    if as_json:
+        terminal.show_json(planned)
+        return
+    keys = ("setting", "form", "arms", "trials", "seeds", "runs", "run_seconds", "core_seconds")
+    heads = ["setting", "form", "arms", "trials", "seeds", "runs", "s each", "s in all"]
+    rows = [
+        [terminal.NONE if row[key] in (None, 0) else f"{row[key]}" for key in keys]
+        for row in planned["rows"]
+    ]
+    terminal.show_table(heads, rows)
+    terminal.show(f"{planned['core_seconds'] / 3600:.1f} hours of one core")
+
+
+def show_claims(found: Mapping[str, Any]) -> None:
+    """Print the claims and their verdicts."""
+    for row in found["claims"]:
+        terminal.show(
+            f"{row['verdict']:<10} {row['statement']}\n{'':<10} {row['ours']}, n = {row['n']}"
+        )

@@ -1,4 +1,4 @@
-"""The command line: nomadam run | compare | tune | list | report | profile."""
+"""The command line: nomadam run | compare | tune | claims | list | report | profile."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ try:
 except ImportError:
     sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
 
-from nomadam import profile_command, terminal, tune_command
+from nomadam import claims_command, profile_command, terminal, tune_command
 from nomadam.command_options import (
     NAME,
     Again,
@@ -346,6 +346,7 @@ def report(
 
 
 app.command("tune", epilog=tune_command.EPILOG + EXIT_CODES)(_command(tune_command.tune))
+app.command("claims", epilog=claims_command.EPILOG + EXIT_CODES)(_command(claims_command.claims))
 app.command("profile", epilog=profile_command.EPILOG + EXIT_CODES)(
     _command(profile_command.profile)
 )

@@ -55,6 +55,10 @@ class Evidence:
                 found[run.seed] = result
         return found
 
+    def results(self, setting: str, optimizer: str) -> list[dict[str, Any]]:
+        """What the finals of an arm have left in ``result.json``."""
+        return list(self._results(setting, optimizer).values())
+
     def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
         """A number of the finals of an arm, None where the training diverged."""
         return {

@@ -1,0 +1,146 @@
+"""The claims as tables in Markdown, from the JSON that holds what was found."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nomadam.reports.tables import fixed, markdown_table
+
+HEADINGS = {
+    "claim": "What the paper says",
+    "question": "What the paper leaves open, as hypotheses",
+}
+MARKERS = re.compile(r"<!-- begin claims -->\n.*?<!-- end claims -->", re.DOTALL)
+
+
+def claims_page(found: Mapping[str, Any]) -> str:
+    """All tables under their headings, in Markdown.
+
+    Args:
+        found: ``claims``, ``arms`` and ``budget``, as `nomadam.experiments.claims` makes them.
+    """
+    parts = []
+    for kind, heading in HEADINGS.items():
+        rows = [row for row in found["claims"] if row["kind"] == kind]
+        parts += [f"### {heading}", _tally(rows), _claims_table(rows)]
+    parts += ["### The arms", _arms_text(found["budget"])]
+    for setting, arms in found["arms"].items():
+        parts += [f"`{setting}`:", _arms_table(arms)]
+    parts += ["### The budget", _budget_text(found["budget"]), _budget_table(found["budget"])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_claims(text: str, found: Mapping[str, Any]) -> str:
+    """A page with its marked part made anew, all else left alone.
+
+    Args:
+        text: of the page; the part stands between ``<!-- begin claims -->`` and its end.
+        found: as `claims_page` takes it.
+
+    Raises:
+        ValueError: the page has no such part.
+    """
+    section = f"<!-- begin claims -->\n{claims_page(found)}\n<!-- end claims -->"
+    # A function, since backslashes in the text are no groups.
+    filled, count = MARKERS.subn(lambda _: section, text)
+    if not count:
+        raise ValueError(
+            "the page has no part between <!-- begin claims --> and <!-- end claims -->"
+        )
+    return filled
+
+
+def _tally(rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = {
+        verdict: sum(row["verdict"] == verdict for row in rows)
+        for verdict in ("held", "not held", "undecided")
+    }
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return f"{len(rows)} rows: {told}."
+
+
+def _claims_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    heads = ["statement", "protocol", "in the paper", "here", "n", "verdict"]
+    cells = [
+        [
+            row["statement"],
+            row["protocol"],
+            row["paper"],
+            row["ours"],
+            str(row["n"]),
+            row["verdict"],
+        ]
+        for row in rows
+    ]
+    return markdown_table(heads, cells, left=(0, 1, 2, 3, 5))
+
+
+def _arms_text(budget: Mapping[str, Any]) -> str:
+    tuned = next(row for row in budget["rows"] if row["trials"])
+    return (
+        f"Each arm was tuned in {tuned['trials']} trials with one seed, in the ranges that its "
+        "row of the table of optimizers declares, and trained at its best values with "
+        f"{tuned['seeds']} other seeds, whose mean stands here. *To AdamW* is the mean of the "
+        "paired differences in per cent of AdamW's loss, with its 95 % interval: over seeds, and "
+        "not over tunings. An arrow stands at a best value beyond which nothing was tried."
+    )
+
+
+def _arms_table(arms: Sequence[Mapping[str, Any]]) -> str:
+    accurate = any(arm.get("validation_accuracy") is not None for arm in arms)
+    heads = ["optimizer", "best values", "validation loss"]
+    heads += (["top-1, %"] if accurate else []) + ["to AdamW, %", "bytes/param", "diverged"]
+    cells = []
+    for arm in arms:
+        accuracy = arm.get("validation_accuracy")
+        row = [arm["optimizer"], _values(arm), fixed(arm["validation_loss"], 4)]
+        row += [fixed(accuracy and 100 * accuracy, 1)] if accurate else []
+        row += [_against(arm), fixed(arm["state_bytes_per_param"], 2), _diverged(arm)]
+        cells.append(row)
+    return markdown_table(heads, cells, left=(0, 1))
+
+
+def _values(arm: Mapping[str, Any]) -> str:
+    arrows = {"lower": "↓", "upper": "↑"}
+    told = [
+        f"{name} {value:.3g}{arrows.get(arm['edges'].get(name), '')}"
+        if isinstance(value, float)
+        else f"{name} {value}"
+        for name, value in (arm["values"] or {}).items()
+    ]
+    return ", ".join(told) or "–"
+
+
+def _against(arm: Mapping[str, Any]) -> str:
+    if arm["optimizer"] == "adamw" or arm["to_adamw_percent"] is None:
+        return "–"
+    mean, low, high = arm["to_adamw_percent"]
+    if low is None or high is None:
+        return f"{mean:+.2f}"
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _diverged(arm: Mapping[str, Any]) -> str:
+    trials = f"{arm['trials_diverged']} of {arm['trials']} trials"
+    return f"{trials}, {arm['seeds_diverged']} of {arm['seeds']}"
+
+
+def _budget_text(budget: Mapping[str, Any]) -> str:
+    hours, allowed = (budget[key] / 3600 for key in ("core_seconds", "allowed"))
+    return f"{hours:.1f} hours of one core in all, of {allowed:.0f} that were set for it."
+
+
+def _budget_table(budget: Mapping[str, Any]) -> str:
+    heads = ["setting", "study", "form", "arms", "trials", "seeds", "runs", "s each", "s in all"]
+    cells = [
+        [
+            row["setting"],
+            row["study"],
+            row["form"],
+            *(str(row[key] or "–") for key in ("arms", "trials", "seeds", "runs")),
+            f"{row['run_seconds']:g}",
+            f"{row['core_seconds']:,.0f}",
+        ]
+        for row in budget["rows"]
+    ]
+    return markdown_table(heads, cells, left=(0, 1, 2))
