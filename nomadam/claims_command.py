@@ -82,6 +82,7 @@ def claims(
         tell=terminal.say,
     )
     found = verdicts(Evidence(places))
+    places.kept.mkdir(parents=True, exist_ok=True)
     write_json(places.kept / "claims.json", found)
     write_atomically(places.kept / "claims.md", claims_page(found).encode())
     if page is not None:

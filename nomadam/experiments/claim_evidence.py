@@ -1,6 +1,7 @@
 """What the trainings behind the claims have come to: numbers by seed, read from what is kept."""
 
 import functools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from nomadam.experiments.claim_runs import Places, final_runs, trials_of
 from nomadam.experiments.claim_settings import SEEDS, SETTINGS, Setting, with_seed
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
-from nomadam.runs import RunFolder
 
 # Seed to learning rate and decay to the number; None where the training diverged.
 Cells = Mapping[int, Mapping[tuple[float, float], float | None]]
@@ -76,7 +76,8 @@ class Evidence:
         chosen, found = self.settings[setting], {}
         for run in final_runs(self.places, chosen, optimizer):
             if self.places.result(chosen, run) is not None:
-                records = RunFolder(self.places.folder(chosen, run)).metrics()
+                kept = self.places.folder(chosen, run) / "metrics.jsonl"
+                records = map(json.loads, kept.read_text(encoding="utf-8").splitlines())
                 losses = {record["step"]: record["validation_loss"] for record in records}
                 found[run.seed] = losses.get(step)
         return found

@@ -176,12 +176,16 @@ def robust(setting: str, theirs: str) -> Callable[[Evidence], Found]:
 def half_the_state(evidence: Evidence) -> Found:
     """The bytes that the optimizers held at the end of the trainings of GPT-2."""
     one, other = (evidence.finals("gpt2", each, "state_bytes") for each in (OURS, REFERENCE))
-    ratios = tuple(
-        (one[seed] or math.nan) / (other[seed] or math.nan) for seed in one if seed in other
-    )
-    interval = Interval(values=ratios) if ratios else None
+    interval = _ratios(one, other)
     text = "nothing yet" if interval is None else f"{interval.mean:.4f} of AdamW's bytes"
-    return Found(ours=text, n=len(ratios), verdict=decide(interval, HALF))
+    n = 0 if interval is None else interval.n
+    return Found(ours=text, n=n, verdict=decide(interval, HALF))
+
+
+def _ratios(ours: Finals, theirs: Finals) -> Interval | None:
+    pairs = [(ours[seed], theirs.get(seed)) for seed in ours]
+    values = tuple(one / other for one, other in pairs if one is not None and other)
+    return Interval(values=values) if values else None
 
 
 def faster(theirs: str) -> Callable[[Evidence], Found]:
@@ -192,17 +196,14 @@ def faster(theirs: str) -> Callable[[Evidence], Found]:
             evidence.numbers("clock", f"vit_s_16.{each}.step_ms")
             for each in (OUR_STEP, CLOCKED[theirs])
         )
-        ratios = tuple(
-            (one[seed] or math.nan) / (other[seed] or math.nan) for seed in one if seed in other
-        )
-        interval = Interval(values=ratios) if ratios else None
-        text = "nothing yet"
+        interval, text = _ratios(one, other), "nothing yet"
         if interval is not None:
             text = (
                 f"{_between(one, other, 1)} ms: {interval.mean:.2f} of its time "
                 f"({interval.low:.2f} to {interval.high:.2f})"
             )
-        return Found(ours=text, n=len(ratios), verdict=decide(interval, 1.0))
+        n = 0 if interval is None else interval.n
+        return Found(ours=text, n=n, verdict=decide(interval, 1.0))
 
     return find
 

@@ -56,7 +56,10 @@ class Places:
             header, result = folder.read_header(), folder.read_result()
         except ValueError:
             return None
-        return result if header is not None and header["run"] == to_json(made) else None
+        if header is None or header["run"] != to_json(made) or result is None:
+            return None
+        whole = isinstance(made, Study) or result["status"] == "diverged"
+        return result if whole or result.get("validation_loss") is not None else None
 
     def loss(self, setting: Setting, run: Run) -> float | None:
         """The final validation loss, inf where it diverged, None where it has not ended."""
@@ -101,17 +104,32 @@ def final_runs(places: Places, setting: Setting, optimizer: str) -> list[Run]:
     return [with_seed(best, seed) for seed in SEEDS]
 
 
+def runs_of(places: Places, job: Job) -> list[Run]:
+    """The Runs of a job as far as they are known, in the order in which they are trained."""
+    if job.optimizer is None:
+        assert job.seed is not None
+        return [with_seed(run, job.seed) for run in job.setting.cells()]
+    search = job.setting.search(job.optimizer)
+    trials, following = trials_of(places, job.setting, job.optimizer)
+    runs = [search.run(values) for values, _ in trials]
+    if following is not None:
+        return [*runs, following]
+    return [*runs, *final_runs(places, job.setting, job.optimizer)]
+
+
 def next_run(places: Places, job: Job) -> Run | None:
     """The Run that a job trains next, None where it is done."""
-    if job.optimizer is not None:
-        _, following = trials_of(places, job.setting, job.optimizer)
-        if following is not None:
-            return following
-        runs = final_runs(places, job.setting, job.optimizer)
-    else:
-        assert job.seed is not None
-        runs = [with_seed(run, job.seed) for run in job.setting.cells()]
+    runs = runs_of(places, job)
     return next((run for run in runs if places.result(job.setting, run) is None), None)
+
+
+def is_done(places: Places, job: Job) -> bool:
+    """Whether all trainings or measurements of a job have ended."""
+    if not job.setting.measured:
+        return next_run(places, job) is None
+    assert job.seed is not None
+    study = job.setting.studies()[job.seed]
+    return places.result(job.setting, study, job.seed) is not None
 
 
 def work_off(
@@ -163,6 +181,10 @@ def _do(
         return
     from nomadam.experiments.training import train
 
+    for run in runs_of(places, job):
+        # A process that was killed may have left what it had kept.
+        if places.result(job.setting, run) is not None:
+            shutil.rmtree(places.work / job.setting.name / folder_name(run), ignore_errors=True)
     while (run := next_run(places, job)) is not None:
         began = time.monotonic()
         name = folder_name(run)
@@ -189,15 +211,15 @@ def _measure(
     tell: Callable[[str], None],
 ) -> None:
     study = setting.studies()[seed]
-    if places.result(setting, study, seed) is not None:
-        return
-    began = time.monotonic()
     folder = places.work / setting.name / folder_name(study, seed)
-    study.execute(folder, make_progress=make_progress, device="cpu", cache=cache)
-    keep_run(folder, places.folder(setting, study, seed))
+    if places.result(setting, study, seed) is None:
+        began = time.monotonic()
+        study.execute(folder, make_progress=make_progress, device="cpu", cache=cache)
+        keep_run(folder, places.folder(setting, study, seed))
+        tell(f"{setting.name} seed {seed}: {time.monotonic() - began:.0f} s")
+    # Of a process that was killed too. A study may have trained beside its folder.
     for left in folder.parent.glob(f"{folder.name}*"):
         shutil.rmtree(left)
-    tell(f"{setting.name} seed {seed}: {time.monotonic() - began:.0f} s")
 
 
 def train_all(
@@ -220,13 +242,21 @@ def train_all(
         tell: takes a line about each training that has ended; a picklable callable.
 
     Raises:
+        ValueError: for fewer workers.
         RuntimeError: some trainings failed; all others have been made.
         KeyboardInterrupt: interrupted; what was in training has written its checkpoint.
     """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: must be at least 1")
     together = tuple(setting for setting in settings if not setting.alone)
     clocked = tuple(setting for setting in settings if setting.alone)
     rest = (cache, make_progress, tell)
-    outcomes = run_in_children(work_off, [(places, together, *rest)] * workers)
-    outcomes += run_in_children(work_off, [(places, clocked, *rest)])
-    if errors := dict.fromkeys(each.error for each in outcomes if each.error is not None):
+    outcomes = []
+    if together:
+        outcomes += run_in_children(work_off, [(places, together, *rest)] * workers)
+    if clocked:
+        outcomes += run_in_children(work_off, [(places, clocked, *rest)])
+    errors = dict.fromkeys(each.error for each in outcomes if each.error is not None)
+    # Else the others have done what a process that died or failed has left.
+    if errors and not all(is_done(places, job) for job in jobs(tuple(settings))):
         raise RuntimeError("; ".join(errors))

@@ -119,7 +119,7 @@ SETTINGS = (
             "apollo_mini",
             "schedule_free_adamw",
         ),
-        run_seconds=55,
+        run_seconds=45,
         why="250 steps of 500, evaluated on 16 batches of 32",
     ),
     Setting(
@@ -162,7 +162,7 @@ SETTINGS = (
         study="gpt2_pretraining.demo_long",
         overrides=SHORT_GPT2,
         optimizers=("adamw", "sgd_sai", "sgdm_decoupled"),
-        run_seconds=68,
+        run_seconds=60,
         why="as gpt2",
     ),
     Setting(

@@ -1,10 +1,10 @@
 """Finished run folders, kept small: what a table or a figure needs of them, and no weights."""
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
-from nomadam.durable_files import write_json
+from nomadam.durable_files import write_atomically
 
 
 def keep_run(run: Path, out: Path) -> None:
@@ -20,17 +20,27 @@ def keep_run(run: Path, out: Path) -> None:
     Raises:
         OSError: a file is missing, or can not be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for file in run.glob("*.json"):
-        if file.name not in ("environment.json", "result.json"):
-            shutil.copy(file, out)
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    # Paths of the machine say nothing to others.
-    environment["command"] = [Path(word).name for word in environment.get("command", [])]
-    write_json(out / "environment.json", environment)
+    files = [file for file in sorted(run.glob("*.json")) if file.name != "result.json"]
+    kept = {file.name: file.read_bytes() for file in files}
+    result = (run / "result.json").read_bytes()
+    environment = json.loads((run / "environment.json").read_bytes())
+    kept["environment.json"] = (json.dumps(_without_paths(environment), indent=2) + "\n").encode()
     if (run / "metrics.jsonl").exists():
-        with open(run / "metrics.jsonl", encoding="utf-8") as lines:
-            evaluated = [line for line in lines if "validation_loss" in json.loads(line)]
-        (out / "metrics.jsonl").write_text("".join(evaluated), encoding="utf-8")
-    # In one piece, where the other files may be torn by a kill.
-    write_json(out / "result.json", json.loads((run / "result.json").read_text(encoding="utf-8")))
+        lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        evaluated = [line for line in lines if "validation_loss" in json.loads(line)]
+        kept["metrics.jsonl"] = b"".join(evaluated)
+    out.mkdir(parents=True, exist_ok=True)
+    # What was kept before, damaged, has to count as torn until all is there.
+    (out / "result.json").unlink(missing_ok=True)
+    for name, content in kept.items():
+        write_atomically(out / name, content)
+    write_atomically(out / "result.json", result)
+
+
+def _without_paths(surroundings: dict[str, Any]) -> dict[str, Any]:
+    """Where a run was made; paths of the machine say nothing to others."""
+    told = dict(surroundings)
+    told["command"] = [Path(word).name for word in told.get("command", [])]
+    if "resumed" in told:
+        told["resumed"] = [_without_paths(each) for each in told["resumed"]]
+    return told

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from nomadam.reports.reading import RunRecord, number, read_folders
 DATA_IDENTITY = ("sha256", "tokenizer_sha256", "validation_tokens", "validation_images")
 # Beside the model and the data, what makes a comparison of optimizers uneven.
 UNEQUAL_TERMS = ("steps", "batch_size", "accumulation", "precision", "evaluation_batches")
+RATE, DECAY, ARGUMENTS = "optimizer.lr", "optimizer.weight_decay", "optimizer.arguments."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +49,17 @@ class Arm:
         """Return the runs of this status."""
         return [run for run in self.runs if run.status == status]
 
-    def losses(self) -> dict[Any, float]:
-        """Return seed -> final validation loss of the finished runs.
+    def finals(self, key: str) -> dict[Any, float]:
+        """Return seed -> number under `key` in result.json of the finished runs.
 
-        Diverged and unfinished runs have no final loss: the table counts them instead.
+        Diverged and unfinished runs have no final numbers: the table counts them instead.
         """
-        pairs = ((r.seed, number(r.result.get("validation_loss"))) for r in self.runs)
-        finished = {run.seed for run in self.with_status("finished")}
-        return {seed: loss for seed, loss in pairs if seed in finished and loss is not None}
+        found = ((run.seed, number(run.result.get(key))) for run in self.with_status("finished"))
+        return {seed: value for seed, value in found if value is not None}
+
+    def losses(self) -> dict[Any, float]:
+        """Return seed -> final validation loss of the finished runs."""
+        return self.finals("validation_loss")
 
     def loss(self) -> float | None:
         """Return the mean of `losses`, or None where no run has finished."""
@@ -112,22 +117,62 @@ class Comparison:
         first, unequal = self.arms[0].configuration, set(self.differing_fields())
         return {key: value for key, value in first.items() if key not in unequal}
 
-    def families(self) -> list[tuple[str, list[Arm]]]:
-        """Return (label, arms by learning rate) of arms that differ in their lr only."""
-        groups: dict[str, list[Arm]] = {}
+    def groups(self, *fields: str) -> list[tuple[str, list[Arm]]]:
+        """Return (label, arms) of arms that differ in nothing but these fields and the seed."""
+        found: dict[str, list[Arm]] = {}
         for arm in self.arms:
-            if arm.lr is not None and arm.lr > 0:
-                groups.setdefault(_key(arm.runs[0], "seed", "optimizer.lr"), []).append(arm)
-        members = list(groups.values())
+            found.setdefault(_key(arm.runs[0], "seed", *fields), []).append(arm)
+        members = list(found.values())
         labels = _labels(
             [arms[0].optimizer for arms in members],
-            [_without(arms[0].runs[0], "seed", "optimizer.lr") for arms in members],
+            [_without(arms[0].runs[0], "seed", *fields) for arms in members],
             [arms[0].runs[0].folder for arms in members],
         )
-        return [
-            (label, sorted(arms, key=lambda a: a.lr or 0.0))
-            for label, arms in zip(labels, members, strict=True)
+        return list(zip(labels, members, strict=True))
+
+    def families(self) -> list[tuple[str, list[Arm]]]:
+        """Return (label, arms by learning rate) of arms that differ in their lr only."""
+        with_rate = [
+            (label, [arm for arm in arms if arm.lr is not None and arm.lr > 0])
+            for label, arms in self.groups(RATE)
         ]
+        return [
+            (label, sorted(arms, key=lambda arm: arm.lr or 0.0))
+            for label, arms in with_rate
+            if arms
+        ]
+
+    def tuned(self) -> list[tuple[str, list[Arm]]]:
+        """Return (label, arms) of arms that differ in what is tuned only.
+
+        That is the learning rate, the decay, and the optimizer's arguments that are fractions.
+        """
+        return self.groups(*tuned_fields(self.arms))
+
+
+def best(arms: Sequence[Arm]) -> Arm:
+    """Return the arm with the lowest loss; the first where none has one.
+
+    An arm with less than half as many finished seeds as another one does not count: the best of
+    many trials with one seed each owes a part of its place to chance.
+
+    Args:
+        arms: at least one.
+    """
+    most = max(len(arm.losses()) for arm in arms)
+    known = [arm for arm in arms if arm.losses() and 2 * len(arm.losses()) >= most]
+    return min(known, key=lambda arm: arm.loss() or 0.0) if known else arms[0]
+
+
+def tuned_fields(arms: Sequence[Arm]) -> list[str]:
+    """Return the fields of the configuration that a tuning may change."""
+    arguments = {
+        key: None
+        for arm in arms
+        for key, value in arm.configuration.items()
+        if key.startswith(ARGUMENTS) and isinstance(value, float)
+    }
+    return [RATE, DECAY, *arguments]
 
 
 def _without(run: RunRecord, *fields: str) -> dict[str, Any]:
@@ -235,10 +280,9 @@ def _reference(arms: tuple[Arm, ...], names: tuple[str, ...]) -> Arm | None:
     for name in (*names, "adamw"):
         named = next((arm for arm in arms if _is_called(arm, name)), None)
         if named is not None:
-            rates = _key(named.runs[0], "seed", "optimizer.lr")
-            rivals = [a for a in arms if _key(a.runs[0], "seed", "optimizer.lr") == rates]
-            # Of several learning rates the best is the fair opponent.
-            return min(rivals, key=lambda a: (a.loss() is None, a.loss() or 0.0))
+            own = _key(named.runs[0], "seed", RATE, DECAY)
+            # Of several learning rates and decays the best is the fair opponent.
+            return best([arm for arm in arms if _key(arm.runs[0], "seed", RATE, DECAY) == own])
     return None
 
 
@@ -273,7 +317,8 @@ def read_comparison(folders: list[Path]) -> Comparison:
 
     Runs of one label and one configuration, the seed apart, are one arm. Where a label stands for
     several configurations (a grid), the fields that differ are added to it. The reference is the
-    comparison's own, else AdamW; where it was run at several learning rates, at the best of them.
+    comparison's own, else AdamW; where it was run at several learning rates or decays, at the best
+    of them.
 
     Args:
         folders: run folders and comparison folders, mixed as you like.

@@ -3,11 +3,11 @@
 import textwrap
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nomadam.reports.arms import Arm, Comparison
+from nomadam.reports.arms import Arm, Comparison, best
 
 # Okabe and Ito's colours without yellow, which is too pale for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,8 +20,15 @@ LINES = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_ARMS = len(COLORS)
-INK, QUIET, GRID = "#1b1f24", "#57606a", "#e3e6ea"
-WIDTH = 5.4
+INK, QUIET, GRID, FAINT = "#1b1f24", "#57606a", "#e3e6ea", "#a8b0b9"
+WIDTH, WIDE = 5.4, 10.8
+# Marks a run that diverged.
+CROSS: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "x",
+    "markersize": 8,
+    "markeredgewidth": 2.2,
+}
 STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10.5,
@@ -64,9 +71,11 @@ class Picture:
 
     Args:
         name: its file name without ending.
-        section: `paired`, `curves`, `cost`, `sensitivity` or `gains`.
+        section: one of `nomadam.reports.html.SECTIONS`.
         caption: what is drawn and how, in plain text.
         alt: what a reader who can not see it should know.
+        svg: None for what is no drawing.
+        wide: whether it takes the whole width of the page.
     """
 
     name: str
@@ -75,7 +84,13 @@ class Picture:
     caption: str
     alt: str
     png: Path
-    svg: Path
+    svg: Path | None = None
+    wide: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files, the PNG first."""
+        return [self.png] if self.svg is None else [self.png, self.svg]
 
 
 @dataclass(frozen=True)
@@ -89,34 +104,52 @@ class Look:
 
 
 def best_of_each(comparison: Comparison) -> list[Arm]:
-    """Return all arms where colours suffice, else the best arm of each optimizer."""
+    """Return all arms where colours suffice, else of each optimizer and setting the best arm.
+
+    Where these are too many as well, it is the best of each optimizer.
+    """
     if len(comparison.arms) <= MOST_ARMS:
         return list(comparison.arms)
-    best: dict[str, Arm] = {}
-    for arm in comparison.arms:
-        rival = best.get(arm.optimizer)
-        loss, other = arm.loss(), rival.loss() if rival else None
-        if rival is None or (loss is not None and (other is None or loss < other)):
-            best[arm.optimizer] = arm
-    return list(best.values())
+    found = [best(arms) for _, arms in comparison.tuned()]
+    if len(found) > MOST_ARMS:
+        by_name: dict[str, list[Arm]] = {}
+        for arm in comparison.arms:
+            by_name.setdefault(arm.optimizer, []).append(arm)
+        found = [best(arms) for arms in by_name.values()] if len(by_name) > 1 else found
+    return found
+
+
+def named_arms(comparison: Comparison) -> list[Arm]:
+    """Return the arms that figures of lines name: as many as there are colours.
+
+    Of more than that, the reference, SGD-SaI and those with the lowest loss.
+    """
+    arms = best_of_each(comparison)
+    if len(arms) <= MOST_ARMS:
+        return arms
+    first = [arm for arm in arms if arm is comparison.reference or arm.optimizer == "sgd_sai"]
+    others = [arm for arm in arms if arm not in first and arm.losses()]
+    others.sort(key=lambda arm: arm.loss() or 0.0)
+    kept = [*first, *others][:MOST_ARMS]
+    return [arm for arm in arms if arm in kept]
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
-    """Return label -> look. Arms of one optimizer share its look where there are many arms."""
-    prominent = best_of_each(comparison)
-    crowded = len(prominent) < len(comparison.arms)
-    kinds = list(dict.fromkeys(a.optimizer if crowded else a.label for a in comparison.arms))
-    found = {}
-    for arm in comparison.arms:
-        i = kinds.index(arm.optimizer if crowded else arm.label)
-        # Seven colours and five lines: a second time round the pair is another one.
-        found[arm.label] = Look(
-            COLORS[i % len(COLORS)],
-            LINES[i % len(LINES)],
-            MARKERS[i % len(MARKERS)],
-            faint=arm not in prominent,
-        )
-    return found
+    """Return label -> look: one for each named arm, others faint in the look of their optimizer.
+
+    What is of no optimizer that is named is grey.
+    """
+    named = named_arms(comparison)
+    own = {
+        arm.label: Look(COLORS[i % len(COLORS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
+        for i, arm in enumerate(named)
+    }
+    by_name = {arm.optimizer: own[arm.label] for arm in reversed(named)}
+    grey = Look(FAINT, "-", "o")
+    return {
+        arm.label: own.get(arm.label) or replace(by_name.get(arm.optimizer, grey), faint=True)
+        for arm in comparison.arms
+    }
 
 
 def shown(text: str, longest: int = 34) -> str:
@@ -198,7 +231,9 @@ def _legend_columns(labels: list[str]) -> int:
 
 
 def legend_height(labels: list[str]) -> float:
-    """Return the height in inches that `legend_above` takes of a figure."""
+    """Return the height in inches that `legend_above` takes of a figure; 0 without labels."""
+    if not labels:
+        return 0.0
     lines = [folded(label).count("\n") + 1 for label in labels]
     rows = max(1, -(-len(lines) // _legend_columns(labels)))
     columns = [sum(lines[start : start + rows]) for start in range(0, len(lines), rows)]
@@ -224,6 +259,7 @@ def save(
     name: str,
     *,
     height: float,
+    wide: bool = False,
     **words: str,
 ) -> Picture:
     """Draw on a new figure and save it as SVG and PNG; the same input gives the same bytes.
@@ -232,7 +268,8 @@ def save(
         draw: called with an empty `matplotlib.figure.Figure`.
         folder: exists already.
         name: of the files, without ending.
-        height: inches; the width is the same for all figures.
+        height: inches.
+        wide: twice as wide as others; default False.
         words: section, title, caption and alt of the `Picture`.
 
     Raises:
@@ -251,11 +288,11 @@ def save(
     with style.context(["default", STYLE]), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes: nothing to warn of.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDE if wide else WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
         # The layout is found already; finding it again would take as long as the drawing.
         figure.set_layout_engine("none")
         figure.savefig(png, dpi=200, metadata={"Software": None})
-    return Picture(name=name, png=png, svg=svg, **words)
+    return Picture(name=name, png=png, svg=svg, wide=wide, **words)

@@ -1,4 +1,4 @@
-"""The figures of a report: learning curves, cost bars, learning-rate sensitivity, gains."""
+"""The figures of a report, one function for all; the learning curves among them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,29 +9,28 @@ from nomadam.reports.arms import Arm, Comparison
 from nomadam.reports.cost_figures import draw_costs
 from nomadam.reports.curves import AXES, curves, smoothing_window
 from nomadam.reports.drawing import (
-    COLORS,
-    LINES,
-    MARKERS,
+    CROSS,
     QUIET,
     Look,
     Picture,
+    best_of_each,
     counting_ticks,
     legend_above,
     legend_height,
     looks,
-    plain_ticks,
+    named_arms,
     save,
 )
 from nomadam.reports.gain_figures import draw_gains
+from nomadam.reports.grid_figures import draw_grids
 from nomadam.reports.paired_figures import draw_paired
+from nomadam.reports.samples import show_samples
+from nomadam.reports.sensitivity_figures import draw_sensitivity
+from nomadam.reports.spread_figures import draw_spreads
 from nomadam.reports.tables import fixed
 
-CROSS: dict[str, Any] = {
-    "linestyle": "none",
-    "marker": "x",
-    "markersize": 8,
-    "markeredgewidth": 2.2,
-}
+# With more faint lines than these only the best arm of each optimizer is drawn.
+MOST_FAINT = 40
 AXIS_LABELS = {"step": "step", "tokens": "training {}s", "seconds": "training time, s"}
 AXIS_TITLES = {"step": "steps", "tokens": "{}s", "seconds": "seconds"}
 PANELS = (
@@ -52,7 +51,10 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
     pictures = [
         draw_paired(comparison, folder),
         *(_learning_curves(comparison, folder, axis) for axis in AXES),
-        _sensitivity(comparison, folder),
+        draw_sensitivity(comparison, folder),
+        *draw_grids(comparison, folder),
+        *draw_spreads(comparison, folder),
+        *show_samples(comparison, folder),
         *draw_costs(comparison, folder),
         *draw_gains(comparison, folder),
     ]
@@ -62,13 +64,18 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
 def _lines(comparison: Comparison, key: str, axis: str) -> list[tuple[Arm, list[Any]]]:
     # Faint arms first, so that those with a name in the legend lie on top.
     order = looks(comparison)
-    arms = sorted(comparison.arms, key=lambda arm: not order[arm.label].faint)
+    drawn = best_of_each(comparison) if _is_crowded(order) else comparison.arms
+    arms = sorted(drawn, key=lambda arm: not order[arm.label].faint)
     found = []
     for arm in arms:
         drawable = [c for c in curves(arm, key) if np.isfinite(c.x[axis]).any()]
         if drawable:
             found.append((arm, drawable))
     return found
+
+
+def _is_crowded(look: dict[str, Look]) -> bool:
+    return sum(one.faint for one in look.values()) > MOST_FAINT
 
 
 def _top(lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> float | None:
@@ -186,72 +193,9 @@ def _curve_caption(comparison: Comparison, look: dict[str, Look]) -> str:
             text += " Seeds that diverged are drawn by themselves, thin."
     text += " A line that leaves the axes goes on above them."
     if any(style.faint for style in look.values()):
-        text += " Named is the best arm of each optimizer; its other arms are the faint lines."
+        text += " Named is the best arm of each optimizer; "
+        few = len(named_arms(comparison)) < len(best_of_each(comparison))
+        text += "of many, the best ones; " if few else ""
+        crowded = _is_crowded(look)
+        text += "other trials are not drawn." if crowded else "other arms are the faint lines."
     return text
-
-
-def _sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
-    families = [(label, arms) for label, arms in comparison.families() if len(arms) > 1]
-    losses = [arm.loss() for _, arms in families for arm in arms]
-    known = [loss for loss in losses if loss is not None]
-    if not known:
-        return None
-    lost = any(arm.with_status("diverged") for _, arms in families for arm in arms)
-    labels = [*(label for label, _ in families), *(["diverged"] if lost else [])]
-
-    def draw(figure: Any) -> None:
-        from matplotlib.lines import Line2D
-
-        axes = figure.subplots()
-        handles = []
-        for index, (_, arms) in enumerate(families):
-            handles.append(_draw_family(axes, arms, index))
-        axes.set_xscale("log")
-        low, high = min(known), max(known)
-        margin = 0.08 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + (2.2 if lost else 1) * margin)
-        axes.margins(x=0.06)
-        plain_ticks(axes.xaxis)
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel(f"final validation loss, nats per {comparison.unit}")
-        if lost:
-            handles.append(Line2D([], [], color=QUIET, **CROSS))
-        legend_above(figure, handles, labels)
-
-    best = [min(arms, key=lambda a: (a.loss() is None, a.loss() or 0.0)) for _, arms in families]
-    return save(
-        draw,
-        folder,
-        "learning_rate_sensitivity",
-        height=3.6 + legend_height(labels),
-        section="sensitivity",
-        title="Learning-rate sensitivity",
-        caption="Final validation loss against the learning rate, a line for each optimizer; "
-        "whiskers are ± one standard deviation over the seeds. A cross at the top marks a "
-        "learning rate at which a run diverged.",
-        alt="Final validation loss against learning rate. Best: "
-        + "; ".join(f"{a.label} {fixed(a.loss(), 3)}" for a in best)
-        + ".",
-    )
-
-
-def _draw_family(axes: Any, arms: list[Arm], index: int) -> Any:
-    color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-    for arm in arms:
-        losses = list(arm.losses().values())
-        if len(losses) > 1:
-            spread = float(np.std(losses, ddof=1))
-            axes.errorbar(arm.lr, arm.loss(), spread, color=color, capsize=3, elinewidth=1.2)
-    done = [(arm.lr, loss) for arm in arms if (loss := arm.loss()) is not None]
-    line = axes.plot(
-        [lr for lr, _ in done],
-        [loss for _, loss in done],
-        color=color,
-        linestyle=LINES[index % len(LINES)],
-        marker=marker,
-    )
-    lost = [arm.lr for arm in arms if arm.with_status("diverged")]
-    # At the top of the axes whatever the losses are: the loss of a diverged run is no number.
-    place = [0.97 - 0.035 * (index % 4)] * len(lost)
-    axes.plot(lost, place, transform=axes.get_xaxis_transform(), color=color, **CROSS)
-    return line[0]

@@ -3,16 +3,27 @@
 import html
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from nomadam.reports.arms import Arm, Comparison, read_comparison, short_value
-from nomadam.reports.reading import number
 
 MB = 1e6
 LONGEST_CELL = 300
 DASH = "–"
+# Final numbers beside the loss: key in result.json, head, factor and digits of the column.
+MEASURES = (
+    ("validation_accuracy", "accuracy, %", 100.0, 2),
+    ("bleu", "BLEU", 1.0, 1),
+    ("rouge_l", "ROUGE-L", 1.0, 1),
+    ("recognised", "samples recognised, %", 100.0, 1),
+    ("frechet_distance", "Fréchet distance", 1.0, 2),
+)
+# Scores of fewer texts are no measure of anything.
+FEWEST_TEXTS = 10
+# With more arms the table of results is of the best ones, and all arms stand further below.
+LONGEST_RESULTS = 24
 
 
 def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -20,8 +31,9 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     The keys: `label`, `optimizer`, `lr`, `is_reference`, `reference` (its label, or None),
     `num_seeds`, `num_finished`, `num_diverged`, `num_unfinished`, `validation_loss` (mean over
-    the finished seeds) and `validation_loss_sd` (unbiased; None below two), `validation_accuracy`
-    (mean likewise, 0 to 1), `difference` to the reference and `difference_sd`, `state_bytes`,
+    the finished seeds) and `validation_loss_sd` (unbiased; None below two); likewise, with the
+    same ending, `validation_accuracy` and `recognised` (0 to 1), `bleu` and `rouge_l` (0 to 100)
+    and `frechet_distance`; `difference` to the reference and `difference_sd`, `state_bytes`,
     `state_mb` (1 MB = 10^6 bytes), `state_bytes_per_param`, `state_ratio` to the reference,
     `optimizer_ms` (median over a run's steps, then over the seeds), `peak_memory_mb` (largest of
     the seeds), `status` in words. What is not known is None.
@@ -41,7 +53,10 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _row(arm: Arm, reference: Arm | None) -> dict[str, Any]:
-    losses = list(arm.losses().values())
+    loss, loss_sd = mean_and_sd(arm.losses().values())
+    measures = {}
+    for key, *_ in MEASURES:
+        measures[key], measures[f"{key}_sd"] = mean_and_sd(scores(arm, key).values())
     difference, difference_sd = _difference(arm, reference)
     state_bytes, per_param = _state(arm)
     other = _state(reference)[0] if reference else None
@@ -55,9 +70,9 @@ def _row(arm: Arm, reference: Arm | None) -> dict[str, Any]:
         "num_finished": len(arm.with_status("finished")),
         "num_diverged": len(arm.with_status("diverged")),
         "num_unfinished": len(arm.with_status("unfinished")),
-        "validation_loss": arm.loss(),
-        "validation_loss_sd": statistics.stdev(losses) if len(losses) > 1 else None,
-        "validation_accuracy": _accuracy(arm),
+        "validation_loss": loss,
+        "validation_loss_sd": loss_sd,
+        **measures,
         "difference": difference,
         "difference_sd": difference_sd,
         "state_bytes": state_bytes,
@@ -70,9 +85,28 @@ def _row(arm: Arm, reference: Arm | None) -> dict[str, Any]:
     }
 
 
-def _accuracy(arm: Arm) -> float | None:
-    finished = (number(r.result.get("validation_accuracy")) for r in arm.with_status("finished"))
-    return _reduced(statistics.fmean, [value for value in finished if value is not None])
+def scores(arm: Arm, key: str) -> dict[Any, float]:
+    """Return seed -> final number under `key`, without scores of a handful of texts."""
+    found = arm.finals(key)
+    if key not in ("bleu", "rouge_l"):
+        return found
+    texts = arm.finals("judged_texts")
+    return {
+        seed: value
+        for seed, value in found.items()
+        if texts.get(seed, FEWEST_TEXTS) >= FEWEST_TEXTS
+    }
+
+
+def mean_and_sd(values: Collection[float]) -> tuple[float | None, float | None]:
+    """Return mean and unbiased standard deviation, None for each that there is none of.
+
+    Example:
+        >>> mean_and_sd([1.0, 3.0]), mean_and_sd([2.0]), mean_and_sd([])
+        ((2.0, 1.4142135623730951), (2.0, None), (None, None))
+    """
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def _reduced(reduce: Any, values: list[float]) -> float | None:
@@ -126,15 +160,15 @@ def fixed(value: float | None, digits: int, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212")
 
 
-def with_sd(value: float | None, sd: float | None, *, signed: bool = False) -> str:
-    """Return a mean with three decimals, followed by ± its standard deviation where there is one.
+def with_sd(value: float | None, sd: float | None, *, digits: int = 3, signed: bool = False) -> str:
+    """Return a mean, followed by ± its standard deviation where there is one.
 
     Example:
-        >>> with_sd(5.3182, 0.0121)
-        '5.318 ± 0.012'
+        >>> with_sd(5.3182, 0.0121), with_sd(95.26, None, digits=1)
+        ('5.318 ± 0.012', '95.3')
     """
-    text = fixed(value, 3, signed=signed)
-    return text if value is None or sd is None else f"{text} ± {fixed(sd, 3)}"
+    text = fixed(value, digits, signed=signed)
+    return text if value is None or sd is None else f"{text} ± {fixed(sd, digits)}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -150,17 +184,20 @@ def size(value: float | None) -> str:
 def summary_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the texts of the summary table, not escaped, the units in the heads.
 
-    Without a reference the two columns that relate to it are left out, and the accuracy where no
-    arm has one.
+    Without a reference the two columns that relate to it are left out, and of `MEASURES` those
+    that no arm has.
     """
-    accuracies = [row.get("validation_accuracy") for row in rows]
     columns = {
         "arm": [row["label"] for row in rows],
         "seeds": [str(row["num_seeds"]) for row in rows],
         "validation loss": [
             with_sd(row["validation_loss"], row["validation_loss_sd"]) for row in rows
         ],
-        "accuracy, %": [fixed(accuracy and 100 * accuracy, 2) for accuracy in accuracies],
+        **{
+            head: [_scaled(row, key, factor, digits) for row in rows]
+            for key, head, factor, digits in MEASURES
+            if any(row.get(key) is not None for row in rows)
+        },
         "difference": [
             "reference"
             if row["is_reference"]
@@ -180,19 +217,23 @@ def summary_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
     reference = rows[0]["reference"] if rows else None
     related = ("difference", "state relative")
     kept = [head for head in columns if reference is not None or head not in related]
-    if all(accuracy is None for accuracy in accuracies):
-        kept.remove("accuracy, %")
     heads = [f"{head} to {reference}" if head in related else head for head in kept]
     return heads, [list(cells) for cells in zip(*(columns[head] for head in kept), strict=True)]
+
+
+def _scaled(row: dict[str, Any], key: str, factor: float, digits: int) -> str:
+    value, sd = row.get(key), row.get(f"{key}_sd")
+    return with_sd(value and factor * value, sd and factor * sd, digits=digits)
 
 
 def explanation(rows: list[dict[str, Any]]) -> str:
     """Return what the columns of the summary table mean, in a paragraph of plain text."""
     text = (
         "Validation loss: after the last step, on the held-out split; mean over the finished "
-        "seeds, ± one standard deviation where there are several. State: what the optimizer keeps "
-        "between steps; 1 MB = 10⁶ bytes. Optimizer step: median over the steps. Peak memory: the "
-        "largest of the seeds, of the device where there is one, else of the whole process."
+        "seeds, ± one standard deviation where there are several; other scores likewise. State: "
+        "what the optimizer keeps between steps; 1 MB = 10⁶ bytes. Optimizer step: median over the "
+        "steps. Peak memory: the largest of the seeds, of the device where there is one, else of "
+        "the whole process."
     )
     if any(row["difference_sd"] is not None for row in rows):
         text += " Differences are taken seed by seed."

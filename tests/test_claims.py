@@ -1,0 +1,238 @@
+"""The claims: each planted outcome gets its verdict, and the tables say what was found."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from nomadam.cli import main
+from nomadam.experiments.claim_evidence import Evidence
+from nomadam.experiments.claim_runs import Places, next_run
+from nomadam.experiments.claim_settings import SEEDS, SETTINGS, TRIALS, jobs
+from nomadam.experiments.claims import CLAIMS, verdicts
+from nomadam.experiments.configuration import to_json
+from nomadam.reports.claim_pages import claims_page, with_claims
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+NOISE = {0: 0.0, 1: 0.03, 2: -0.02, 3: 0.01, 4: 0.0, 5: -0.03}
+
+
+def with_arms(name, *optimizers):
+    return replace(BY_NAME[name], optimizers=optimizers)
+
+
+def keep(places, setting, made, result, seed=None, early=None):
+    """A kept folder, as a training would leave it."""
+    folder = places.folder(setting, made, seed)
+    folder.mkdir(parents=True)
+    header = {"format": 1, "run": to_json(made)}
+    (folder / "run.json").write_text(json.dumps(header))
+    (folder / "result.json").write_text(json.dumps({"status": "finished", **result}))
+    records = [{"step": 50, "validation_loss": early}] if early is not None else []
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+
+
+def plant(places, setting, losses, *, near_best=0.05, early=None, state=None):
+    """All trainings of some arms: the best rate is a fifth of the way up, the rest is worse."""
+    for job in jobs((setting,)):
+        while (run := next_run(places, job)) is not None:
+            loss = losses[job.optimizer] + NOISE[run.seed]
+            low, high = setting.search(job.optimizer).bounds["optimizer.lr"]
+            best = low * (high / low) ** 0.2
+            off = abs(run.optimizer.lr / best - 1) * near_best if run.seed == 0 else 0.0
+            result = {
+                "validation_loss": loss + off,
+                "validation_accuracy": 1 - loss / 20,
+                "state_bytes": (state or {}).get(job.optimizer, 0),
+                "state_bytes_per_param": 4.0,
+            }
+            keep(places, setting, run, result, early=(early or {}).get(job.optimizer))
+
+
+def found(places, *settings):
+    known = {setting.name: setting for setting in settings}
+    evidence = Evidence(places, tuple({**BY_NAME, **known}.values()))
+    return {claim.name: claim.find(evidence) for claim in CLAIMS}, evidence
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(kept=tmp_path / "kept", work=tmp_path / "work")
+
+
+def test_names_are_unique_and_all_kinds_of_claims_are_there():
+    names = [claim.name for claim in CLAIMS]
+    assert len(set(names)) == len(names)
+    for study in ("gpt2", "vit", "resnet18", "lora", "diffusion"):
+        assert {f"matches-adamw-{study}", f"beats-adamw-{study}"} <= set(names)
+        assert {f"gain-needed-{study}", f"measured-gain-{study}"} <= set(names)
+
+
+def test_without_trainings_all_is_undecided(places):
+    answers, _ = found(places)
+    assert {answer.verdict for answer in answers.values()} == {"undecided"}
+    assert {answer.n for answer in answers.values()} == {0}
+
+
+def test_a_clear_lead_and_a_clear_lag(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai", "sgdm_decoupled", "sgd_sai_sqrt_numel")
+    losses = {"adamw": 5.0, "sgd_sai": 4.9, "sgdm_decoupled": 4.8, "sgd_sai_sqrt_numel": 4.901}
+    state = {"adamw": 800, "sgd_sai": 401}
+    plant(places, gpt2, losses, early={"adamw": 6.0, "sgd_sai": 6.5}, state=state)
+    answers, _ = found(places, gpt2)
+    assert answers["matches-adamw-gpt2"].verdict == "held"
+    assert answers["beats-adamw-gpt2"].verdict == "held"
+    assert answers["beats-adamw-gpt2"].n == 5
+    assert "4.898 against 4.998: -2.00 % (-2.00 to -2.00)" in answers["beats-adamw-gpt2"].ours
+    assert answers["gain-needed-gpt2"].verdict == "not held"
+    assert answers["measured-gain-gpt2"].verdict == "held"
+    assert answers["slower-early"].verdict == "held"
+    assert answers["half-the-state"].verdict == "held"
+    assert "0.5012" in answers["half-the-state"].ours
+
+
+def test_within_half_a_per_cent_matches_and_does_not_beat(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 5.02}, state={"adamw": 8, "sgd_sai": 5})
+    answers, _ = found(places, gpt2)
+    assert answers["matches-adamw-gpt2"].verdict == "held"
+    assert answers["beats-adamw-gpt2"].verdict == "not held"
+    assert answers["half-the-state"].verdict == "not held"
+
+
+def test_pictures_are_judged_by_top_1(places):
+    vit = with_arms("vit", "adamw", "sgd_sai")
+    plant(places, vit, {"adamw": 0.5, "sgd_sai": 0.68})  # 97.5 and 96.6 %
+    answers, _ = found(places, vit)
+    assert answers["matches-adamw-vit"].verdict == "held"
+    assert answers["beats-adamw-vit"].verdict == "not held"
+    assert "-0.90 points" in answers["beats-adamw-vit"].ours
+
+
+def test_longer_sequences_are_compared_by_the_difference_to_adamw(places):
+    short, long = (with_arms(name, "adamw", "sgd_sai") for name in ("gpt2", "gpt2_long"))
+    plant(places, short, {"adamw": 5.0, "sgd_sai": 5.1})
+    plant(places, long, {"adamw": 4.0, "sgd_sai": 3.96})
+    answers, _ = found(places, short, long)
+    assert answers["better-on-long-sequences"].verdict == "held"
+    assert "-3.00 points" in answers["better-on-long-sequences"].ours
+
+
+def test_a_diverged_final_counts_against_us(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.0})
+    evidence = Evidence(places, (gpt2,))
+    run = next(
+        each / "result.json"
+        for each in (places.kept / "gpt2").iterdir()
+        if json.loads((each / "run.json").read_text())["run"]["seed"] == 3
+        and json.loads((each / "run.json").read_text())["run"]["optimizer"]["name"] == "sgd_sai"
+    )
+    run.write_text(json.dumps({"status": "diverged", "validation_loss": None}))
+    by_name = {claim.name: claim for claim in CLAIMS}
+    answer = by_name["matches-adamw-gpt2"].find(evidence)
+    assert answer.verdict == "not held"
+    assert "1 diverged" in answer.ours and answer.n == 4
+
+
+@pytest.mark.parametrize(("wider", "verdict"), [("sgd_sai", "held"), ("adamw", "not held")])
+def test_robust_is_wide_and_high(places, wider, verdict):
+    grid = BY_NAME["vit_grid"]
+    cells = grid.cells()
+    for seed in SEEDS:
+        for cell in cells:
+            optimizer = cell.optimizer.name
+            rates = sorted({r.optimizer.lr for r in cells if r.optimizer.name == optimizer})
+            near = abs(rates.index(cell.optimizer.lr) - 2) <= (1 if optimizer == wider else 0)
+            run = replace(cell, seed=seed)
+            accuracy = (0.9 if near else 0.2) + 0.001 * seed
+            keep(
+                places,
+                grid,
+                run,
+                {"validation_loss": 0.5 if near else 2.0, "validation_accuracy": accuracy},
+            )
+    answers, _ = found(places)
+    answer = answers["robust-vit_grid-adamw"]
+    assert answer.verdict == verdict
+    assert "1.81" in answer.ours and "0.60" in answer.ours
+
+
+@pytest.mark.parametrize(("drift", "verdict"), [(0.01, "held"), (0.3, "not held")])
+def test_gains_are_constant_on_all_three_models(places, drift, verdict):
+    for name in ("gains_gpt2", "gains_vit", "gains_resnet18"):
+        for seed, study in BY_NAME[name].studies().items():
+            numbers = {"training_batch.matrices.largest_drift": drift + 1e-4 * seed}
+            keep(places, BY_NAME[name], study, numbers, seed=seed)
+    answers, _ = found(places)
+    assert answers["gains-constant-training-matrices"].verdict == verdict
+    assert answers["gains-constant-training-vectors"].verdict == "undecided"
+
+
+def test_the_clock_compares_medians_of_each_repetition(places):
+    for seed, study in BY_NAME["clock"].studies().items():
+        numbers = {
+            "vit_s_16.sgd_sai_fused.step_ms": 8.0 + 0.1 * seed,
+            "vit_s_16.torch_adamw_fused.step_ms": 10.0,
+            "vit_s_16.adam_mini.step_ms": 8.3,
+        }
+        keep(places, BY_NAME["clock"], study, numbers, seed=seed)
+    answers, _ = found(places)
+    assert answers["faster-than-adamw"].verdict == "held"
+    assert answers["faster-than-adamw"].n == 5
+    assert answers["faster-than-adam-mini"].verdict == "undecided"
+    assert answers["faster-than-prodigy"].verdict == "undecided"
+
+
+def test_arms_are_listed_with_what_they_were_tuned_to(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.9})
+    _, evidence = found(places, gpt2)
+    first, second = verdicts(evidence)["arms"]["gpt2"]
+    assert (first["optimizer"], second["optimizer"]) == ("sgd_sai", "adamw")
+    assert first["trials"] == TRIALS and first["seeds"] == len(SEEDS)
+    assert set(first["values"]) == {"lr", "weight_decay"}
+    assert first["to_adamw_percent"][0] == pytest.approx(-2.0, abs=0.01)
+
+
+def test_pages_hold_verdicts_alone_in_their_cells(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.9})
+    _, evidence = found(places, gpt2)
+    held = json.loads(json.dumps(verdicts(evidence), allow_nan=False))
+    page = claims_page(held)
+    last = [line.split(" | ")[-1].rstrip(" |") for line in page.splitlines() if "SGD-SaI" in line]
+    assert {"held", "undecided"} <= set(last) <= {"held", "not held", "undecided"}
+    text = "before\n<!-- begin claims -->\nold\n<!-- end claims -->\nafter\n"
+    filled = with_claims(text, held)
+    assert filled.startswith("before\n") and filled.endswith("\nafter\n") and "old" not in filled
+    assert with_claims(filled, held) == filled
+    with pytest.raises(ValueError, match="begin claims"):
+        with_claims("no marks", held)
+
+
+def test_the_command_says_what_it_would_train(capsys):
+    assert main(["claims", "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert {row["setting"] for row in planned["rows"]} == set(BY_NAME)
+    assert planned["core_seconds"] <= planned["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--setting", "nope"], "must be one of gpt2"), (["--page", "none.md"], "is no file")],
+)
+def test_the_command_refuses_what_is_not_there(options, words, capsys):
+    assert main(["claims", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_decides_what_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nomadam.experiments.claim_runs.train_all", lambda *a, **k: None)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin claims -->\n<!-- end claims -->\n")
+    assert main(["claims", "--out", str(tmp_path / "kept"), "--page", str(page)]) == 0
+    kept = json.loads((tmp_path / "kept" / "claims.json").read_text())
+    assert len(kept["claims"]) == len(CLAIMS)
+    assert "What the paper says" in page.read_text()
+    assert "undecided" in capsys.readouterr().out
