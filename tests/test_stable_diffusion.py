@@ -186,6 +186,8 @@ def spoil(path, content=None):
         ("pictures", None, "must be a folder of pictures"),
         ("pictures/0.png", b"no picture", "0.png can not be read as a picture"),
         ("pictures/1.jpg", b"", "1.jpg can not be read as a picture"),
+        # A format whose reader starts a program, under the name of another one.
+        ("pictures/1.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "can not be read"),
     ],
 )
 def test_what_is_missing_or_damaged_is_named_before_training(copied, place, content, message):

@@ -78,6 +78,18 @@ ROWS = (
         count_state=state_bytes.sgd_sai_state,
     ),
     Baseline(
+        name="sgd_sai_refreshed",
+        summary="SGDSaI with its gains measured again at every 25th step.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-3, 1.0)},
+        state_bytes_per_param=4,
+        make=SGDSaI,
+        fixed={**PLAIN, "gain": "gsnr", "refresh": 25},
+        count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
         name="sgd_sai_shuffled",
         summary="SGDSaI with its measured gains exchanged among the blocks by a seed: a control.",
         package="nomadam",

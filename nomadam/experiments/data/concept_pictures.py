@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nomadam.durable_files import sha256
+from nomadam.experiments.data.image_folder import FORMATS
 
 if TYPE_CHECKING:
     import torch
@@ -250,7 +251,7 @@ def _pixels(path: Path, size: int) -> "torch.Tensor":
     except ImportError as error:
         raise ImportError('pictures need Pillow: pip install "nomadam[lab]"') from error
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > _LARGEST_PIXELS:
                 raise ValueError(f"it has {opened.width} x {opened.height} pixels")
             upright = ImageOps.exif_transpose(opened).convert("RGB")
