@@ -85,9 +85,12 @@ def write_json(path, value):
 
 def write_run(
     folder, optimizer="adamw", *, lr=None, seed=0, steps=300, layers=4, arguments=None, final=None,
-    diverges_at=None, stops_at=None, changes=None, data=None, environment=True,
+    diverges_at=None, stops_at=None, changes=None, data=None, environment=True, result=None,
 ):  # fmt: skip
-    """Write one run folder; `stops_at` leaves it unfinished, `changes` replaces top fields."""
+    """Write one run folder; `stops_at` leaves it unfinished, `changes` replaces top fields.
+
+    `result` adds fields to result.json.
+    """
     folder.mkdir(parents=True)
     run = configuration(
         optimizer, lr or BEST_LR.get(optimizer, 1e-3), seed, steps, layers, arguments or {}
@@ -128,8 +131,62 @@ def write_run(
         "step_ms": 52.0, "first_optimizer_ms": 9.0,
         "peak_memory_mb": 520.0 + per_param * 1.4 + seed, "baseline_memory_mb": 431.0,
         "seconds": last["seconds"], "tokens": last["tokens"], "diverged_at_step": diverges_at,
+        **(result or {}),
     })  # fmt: skip
     return folder
+
+
+IMAGES = {"source": "digits", "train_tokens": None, "validation_tokens": None,
+          "tokenizer_sha256": None, "validation_images": 599}  # fmt: skip
+RATES = {"adamw": 1e-3, "sgdm_decoupled": 0.1, "sgd_sai": 1e-2}
+
+
+def accuracy_at(optimizer, rate, decay):
+    """A ridge where rate times decay is right, as the studies have it; nothing measured."""
+    off = math.log10(rate / RATES.get(optimizer, 1e-2))
+    width = {"adamw": 0.5, "sgdm_decoupled": 0.7, "sgd_sai": 1.2}.get(optimizer, 0.8)
+    off_ridge = off + 0.4 * math.log10(decay / 1e-2)
+    return 0.12 + 0.84 * math.exp(-((off_ridge / width) ** 2) / 2)
+
+
+def write_cell(
+    folder, optimizer, rate, decay, *, seed=0, family=None, lost=False,
+    name="resnet18_grid.demo_grid",
+):  # fmt: skip
+    """Write the run folder of a cell of a grid on images."""
+    accuracy = accuracy_at(optimizer, rate, decay)
+    accuracy += random.Random(f"{optimizer}{rate}{decay}{seed}{family}").gauss(0, 0.01)
+    accuracy -= {"vgg": 0.05, "mobilenet": 0.1}.get(family, 0.0)
+    model = {"class": "nomadam.experiments.image_classification.ConvolutionalModel", "width": 8,
+             "family": family or "resnet18", "label_smoothing": 0.1}  # fmt: skip
+    choice = {"name": optimizer, "lr": rate, "weight_decay": decay, "arguments": {}}
+    return write_run(
+        folder, optimizer, seed=seed, steps=20, layers=1, data=IMAGES,
+        final=3.0 - 2.4 * accuracy, diverges_at=12 if lost else None,
+        changes={"name": name, "model": model, "optimizer": choice},
+        result={"validation_accuracy": None if lost else accuracy},
+    )  # fmt: skip
+
+
+def write_grid(root, optimizers=tuple(RATES), *, rates=5, decays=3, seeds=1, families=(None,)):
+    """Write the cells of a grid: rates a factor of 4 apart, decays of 10; the largest diverge."""
+    folders = []
+    for optimizer in optimizers:
+        for i in range(rates):
+            for j in range(decays):
+                for family in families:
+                    for seed in range(seeds):
+                        rate = RATES[optimizer] * 4.0 ** (i - rates // 2)
+                        decay = 1e-2 * 10.0 ** (j - decays // 2)
+                        corner = optimizer != "adamw" and i == rates - 1 and j == decays - 1
+                        lost = corner or (optimizer == "sgd_sai" and i == rates - 1 and seed == 1)
+                        folders.append(
+                            write_cell(
+                                root / f"{optimizer}-{i}-{j}-{family}-{seed}", optimizer, rate,
+                                decay, seed=seed, family=family, lost=lost,
+                            )
+                        )  # fmt: skip
+    return folders
 
 
 def write_comparison(folder, members, name="gpt2_pretraining.demo", reference="adamw"):

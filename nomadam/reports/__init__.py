@@ -5,25 +5,16 @@ from pathlib import Path
 
 from nomadam.durable_files import disk_full_told
 from nomadam.reports.arms import Comparison, read_comparison
-from nomadam.reports.drawing import Picture
 from nomadam.reports.figures import draw_all
-from nomadam.reports.html import SECTIONS, lead_text, page
-from nomadam.reports.paired import (
-    PAIRED_TEXT,
-    paired_cells,
-    paired_differences,
-    paired_explanation,
-)
+from nomadam.reports.html import lead_text, page
+from nomadam.reports.sections import Section, sections_of
 from nomadam.reports.study_pages import only_studies, write_study_report
 from nomadam.reports.tables import (
     common_cells,
     difference_cells,
     environment_cells,
-    explanation,
-    markdown,
     markdown_table,
     markdown_text,
-    rows_of,
     summary_rows,
 )
 from nomadam.runs import refuse_file
@@ -58,32 +49,31 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     comparison = read_comparison([Path(folder) for folder in folders])
     with disk_full_told(out, "free some and make the report again"):
         pictures = draw_all(comparison, out / "figures")
+        sections = sections_of(comparison, pictures)
         texts = {
-            out / "report.md": _markdown_page(comparison, pictures),
-            out / "report.html": page(comparison, rows_of(comparison), pictures),
+            out / "report.md": _markdown_page(comparison, sections),
+            out / "report.html": page(comparison, sections),
         }
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8", newline="\n")
-    drawn = [path for picture in pictures for path in (picture.png, picture.svg)]
+    drawn = [path for picture in pictures for path in picture.files]
     return [*texts, *drawn]
 
 
-def _markdown_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
-    rows = rows_of(comparison)
+def _markdown_page(comparison: Comparison, sections: Sequence[Section]) -> str:
     parts = [f"# {markdown_text(comparison.title)}\n", f"{markdown_text(lead_text(comparison))}\n"]
     if comparison.notes:
         parts.append("".join(f"- {markdown_text(note)}\n" for note in comparison.notes))
-    parts += ["## Results\n", markdown(rows), f"{explanation(rows)}\n"]
-    for section, title in SECTIONS:
-        drawn = [picture for picture in pictures if picture.section == section]
-        pairs = paired_differences(comparison) if section == "paired" else []
-        parts += [f"## {title}\n"] if drawn or pairs else []
-        if pairs:
-            parts.append(markdown_table(*paired_cells(pairs), left=PAIRED_TEXT))
-            parts.append(f"{paired_explanation(comparison)}\n")
-        for picture in drawn:
-            alt, caption = markdown_text(picture.alt), markdown_text(picture.caption)
-            parts += [f"![{alt}](figures/{picture.name}.png)\n", f"{picture.title}. {caption}\n"]
+    for section in sections:
+        parts.append(f"## {section.title}\n")
+        for one in section.tables:
+            if one.heads:
+                parts.append(markdown_table(one.heads, one.cells, left=one.text_columns))
+            parts += [f"{markdown_text(one.note)}\n"] if one.note else []
+        for picture in section.pictures:
+            alt, words = (markdown_text(text) for text in (picture.alt, picture.caption))
+            title = markdown_text(picture.title)
+            parts += [f"![{alt}](figures/{picture.name}.png)\n", f"{title}. {words}\n"]
     parts.append("## Configuration\n")
     if len(comparison.arms) > 1:
         heads, cells = difference_cells(comparison)

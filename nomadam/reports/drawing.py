@@ -71,7 +71,7 @@ class Picture:
 
     Args:
         name: its file name without ending.
-        section: one of `nomadam.reports.html.SECTIONS`.
+        section: one of `nomadam.reports.sections.TITLES`.
         caption: what is drawn and how, in plain text.
         alt: what a reader who can not see it should know.
         svg: None for what is no drawing.

@@ -5,31 +5,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from nomadam.reports.arms import Comparison
 from nomadam.reports.drawing import Picture
-from nomadam.reports.paired import (
-    PAIRED_TEXT,
-    paired_cells,
-    paired_differences,
-    paired_explanation,
-)
-from nomadam.reports.tables import (
-    common_cells,
-    difference_cells,
-    environment_cells,
-    explanation,
-    summary_cells,
-)
+from nomadam.reports.sections import Section
+from nomadam.reports.tables import common_cells, difference_cells, environment_cells
 
-SECTIONS = (
-    ("paired", "Paired differences"),
-    ("curves", "Learning curves"),
-    ("sensitivity", "Learning-rate sensitivity"),
-    ("cost", "Memory and time"),
-    ("gains", "Gains by block"),
-)
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --quiet: #57606a;
   --line: #d8dee4; --card: #f6f8fa; --mark: #0b62a8; --warn: #fff4dc; --warn-line: #d9a441;
@@ -79,6 +60,7 @@ td:last-child { white-space: normal; min-width: 7rem; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
   max-width: 600px; }
+figure.wide { max-width: 1220px; grid-column: 1 / -1; }
 figure img { display: block; width: 100%; height: auto; background: #ffffff; padding: 0.5rem; }
 figcaption { padding: 0.6rem 0.9rem 0.8rem; border-top: 1px solid var(--line); }
 figcaption strong { color: var(--ink); }
@@ -141,27 +123,37 @@ def field_list(cells: Sequence[Sequence[str]]) -> str:
 
 
 def figure(picture: Picture) -> str:
-    """Return a figure with its caption; its SVG file is read and embedded."""
+    """Return a figure with its caption; its SVG file, or else its PNG, is read and embedded."""
     # As an image, an SVG file can neither run scripts nor load anything.
-    content = base64.b64encode(picture.svg.read_bytes()).decode("ascii")
+    file, kind = (picture.png, "png") if picture.svg is None else (picture.svg, "svg+xml")
+    content = base64.b64encode(file.read_bytes()).decode("ascii")
+    opening = '<figure class="wide">' if picture.wide else "<figure>"
     return (
-        f'<figure><img src="data:image/svg+xml;base64,{content}" alt="{escape(picture.alt)}">\n'
+        f'{opening}<img src="data:image/{kind};base64,{content}" alt="{escape(picture.alt)}">\n'
         f"<figcaption><strong>{escape(picture.title)}.</strong> {escape(picture.caption)} "
-        f"<code>figures/{escape(picture.name)}.svg</code></figcaption></figure>\n"
+        f"<code>figures/{escape(file.name)}</code></figcaption></figure>\n"
     )
 
 
-def _section(comparison: Comparison, pictures: Sequence[Picture], section: str, title: str) -> str:
-    """Return a section with its heading, empty where there is nothing to show in it."""
-    content = ""
-    if section == "paired" and (pairs := paired_differences(comparison)):
-        heads, cells = paired_cells(pairs)
-        content += table(heads, cells, label=title, text_columns=PAIRED_TEXT)
-        content += f'<p class="small">{escape(paired_explanation(comparison))}</p>\n'
-    figures = [figure(picture) for picture in pictures if picture.section == section]
-    if figures:
-        content += f'<div class="figures">\n{"".join(figures)}</div>\n'
-    return f'<h2 id="{section}">{title}</h2>\n{content}' if content else ""
+def _section(section: Section) -> str:
+    """Return a section with its heading, its tables and its figures."""
+    parts = [f'<h2 id="{section.name}">{section.title}</h2>\n']
+    for one in section.tables:
+        if one.heads:
+            parts.append(
+                table(
+                    one.heads,
+                    one.cells,
+                    label=one.label,
+                    text_columns=one.text_columns,
+                    classes=one.classes,
+                )
+            )
+        parts += [f'<p class="small">{escape(one.note)}</p>\n'] if one.note else []
+    if section.pictures:
+        figures = "".join(figure(picture) for picture in section.pictures)
+        parts.append(f'<div class="figures">\n{figures}</div>\n')
+    return "".join(parts)
 
 
 def _configuration(comparison: Comparison) -> str:
@@ -198,24 +190,14 @@ def lead_text(comparison: Comparison) -> str:
     return text
 
 
-def page(comparison: Comparison, rows: list[dict[str, Any]], pictures: Sequence[Picture]) -> str:
-    """Return the whole page: table, figures, configuration and environment.
+def page(comparison: Comparison, sections: Sequence[Section]) -> str:
+    """Return the whole page: tables, figures, configuration and environment.
 
     Args:
         comparison: the arms.
-        rows: from `tables.rows_of`.
-        pictures: their SVG files are read and embedded.
+        sections: from `sections_of`; the files of their figures are read and embedded.
     """
-    heads, cells = summary_cells(rows)
-    classes = ["reference" if row["is_reference"] else "" for row in rows]
-    parts = ['<h2 id="results">Results</h2>\n']
-    parts.append(
-        table(heads, cells, label="Results", text_columns=(0, len(heads) - 1), classes=classes)
-    )
-    parts.append(f'<p class="small">{escape(explanation(rows))}</p>\n')
-    parts.extend(_section(comparison, pictures, *section) for section in SECTIONS)
-    parts.append(_configuration(comparison))
-    parts.append(_environment(comparison))
+    parts = [*map(_section, sections), _configuration(comparison), _environment(comparison)]
     return document(comparison.title, lead_text(comparison), comparison.notes, parts)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nomadam.intervals import mean_half_width
-from nomadam.reports.arms import Arm, Comparison, short_value
+from nomadam.reports.arms import Arm, Comparison, best, short_value
 from nomadam.reports.reading import RunRecord, number
 from nomadam.reports.tables import DASH, fixed
 
@@ -13,6 +13,8 @@ from nomadam.reports.tables import DASH, fixed
 BAR_PERCENT = 0.5
 # Columns of the table that hold text.
 PAIRED_TEXT = (0, 6, 8)
+# Of more arms those that differ in what is tuned only have one row.
+MOST_ARMS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,19 @@ def paired_differences(comparison: Comparison) -> list[PairedDifference]:
     """Set each arm but the reference against it; empty unless some arm has several seeds.
 
     A seed that diverged, has not finished or was not run, in the arm or in the reference, is in no
-    mean, and named.
+    mean, and named. Of many arms those that differ in what is tuned only have the best one here.
     """
     reference = comparison.reference
     if reference is None or all(len(arm.runs) < 2 for arm in comparison.arms):
         return []
-    return [_paired(arm, reference) for arm in comparison.arms if arm is not reference]
+    return [_paired(arm, reference) for arm in _chosen(comparison) if arm is not reference]
+
+
+def _chosen(comparison: Comparison) -> list[Arm]:
+    if len(comparison.arms) <= MOST_ARMS:
+        return list(comparison.arms)
+    tuned = [arms for _, arms in comparison.tuned()]
+    return [best(arms) for arms in tuned if comparison.reference not in arms]
 
 
 def _paired(arm: Arm, reference: Arm) -> PairedDifference:
@@ -174,6 +183,8 @@ def _range(ends: Any, digits: int) -> str:
 def paired_explanation(comparison: Comparison) -> str:
     """Return what the columns of the table of paired differences mean, in plain text."""
     reference = comparison.reference.label if comparison.reference else DASH
+    chosen = len(_chosen(comparison)) + 1 < len(comparison.arms)
+    few = " Of arms that differ in what is tuned only, the best one is shown." if chosen else ""
     return (
         f"Final validation loss of the arm − that of {reference}, seed by seed: both see the same "
         "batches. Interval: of the mean, by Student's t with one degree of "
@@ -183,4 +194,5 @@ def paired_explanation(comparison: Comparison) -> str:
         f"evaluated and not above {reference}'s final loss of the same seed; the median, and how "
         "many seeds came so far where it was not all of them. Left out: seeds that one of the two "
         "has not finished."
+        f"{few}"
     )

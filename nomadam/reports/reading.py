@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nomadam.reports.png_files import read_png
+
 LARGEST, SMALLEST_GAIN = 1e30, 1e-30
+SAMPLES = "samples.png"
 EXPECTED = "a run folder holds run.json, a comparison folder holds comparison.json"
 
 
@@ -24,6 +27,7 @@ class RunRecord:
         configuration: the `Run`, flattened to dotted fields (`optimizer.lr`), in its own order.
         metrics: one dictionary a step, steps ascending, each step once.
         gains: block name -> (gain, number of elements), in the file's order.
+        has_samples: whether there is a picture of samples, and a whole one.
         notes: what could not be read, in words.
     """
 
@@ -38,6 +42,7 @@ class RunRecord:
     metrics: tuple[dict[str, Any], ...] = ()
     gains: dict[str, tuple[float, float]] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    has_samples: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -194,6 +199,17 @@ def _read_gains(path: Path, notes: list[str]) -> dict[str, tuple[float, float]]:
     return gains
 
 
+def _has_samples(path: Path, notes: list[str]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        read_png(path)
+    except (OSError, ValueError) as error:
+        notes.append(f"Left out: {error}")
+        return False
+    return True
+
+
 def _environment(path: Path, notes: list[str]) -> dict[str, Any]:
     environment = _read_optional(path, notes)
     command = environment.get("command")
@@ -234,6 +250,7 @@ def read_run(folder: Path, hint: str = "") -> RunRecord:
         metrics=_read_metrics(folder / "metrics.jsonl", notes),
         gains=_read_gains(folder / "gains.json", notes),
         result=result,
+        has_samples=_has_samples(folder / SAMPLES, notes),
         notes=tuple(notes),
     )
 

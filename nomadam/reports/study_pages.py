@@ -120,7 +120,7 @@ def write_study_report(folders: Sequence[Path], out: Path) -> list[Path]:
     (out / "report.md").write_text("\n".join(texts), encoding="utf-8", newline="\n")
     page = document(title, "", notes, pages)
     (out / "report.html").write_text(page, encoding="utf-8", newline="\n")
-    files = [path for picture in drawn for path in (picture.png, picture.svg)]
+    files = [path for picture in drawn for path in picture.files]
     return [out / "report.md", out / "report.html", *files]
 
 
