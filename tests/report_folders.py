@@ -189,6 +189,27 @@ def write_grid(root, optimizers=tuple(RATES), *, rates=5, decays=3, seeds=1, fam
     return folders
 
 
+def write_trials(root, optimizers, *, trials=10, seeds=5):
+    """Write what a tuning leaves: trials at scattered values, and the best one with more seeds."""
+    folders = []
+    for optimizer in optimizers:
+        noise, best = random.Random(optimizer), None
+        for trial in range(trials):
+            rate = float(f"{RATES.get(optimizer, 1e-2) * 10 ** noise.uniform(-1.5, 1.5):.4g}")
+            decay = float(f"{10 ** noise.uniform(-4, 0):.4g}")
+            lost = noise.random() < 0.05
+            folders.append(
+                write_cell(root / f"{optimizer}-{trial}", optimizer, rate, decay, lost=lost)
+            )
+            score = accuracy_at(optimizer, rate, decay)
+            if not lost and (best is None or score > best[0]):
+                best = score, rate, decay
+        for seed in range(1, seeds + 1):
+            path = root / f"{optimizer}-final-{seed}"
+            folders.append(write_cell(path, optimizer, *best[1:], seed=seed))
+    return folders
+
+
 def write_comparison(folder, members, name="gpt2_pretraining.demo", reference="adamw"):
     """Write comparison.json over (label, run folder) pairs, as paths relative to it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def draw_paired(comparison: Comparison, folder: Path) -> Picture | None:
         draw,
         folder,
         "paired_differences",
-        height=0.9 + 0.72 * len(pairs),
+        height=0.9 + (0.72 if len(pairs) <= 8 else 0.5) * len(pairs),
         section="paired",
         title="Paired differences",
         caption="Small dots: one seed each. Large dots and lines: their mean and its 95 % "

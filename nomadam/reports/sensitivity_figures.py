@@ -23,6 +23,7 @@ from nomadam.reports.drawing import (
     save,
     shown,
 )
+from nomadam.reports.grids import rate_decay_grids
 from nomadam.reports.tables import fixed, mean_and_sd
 
 COLUMNS, MOST_PANELS = 3, 30
@@ -87,7 +88,7 @@ def draw_sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
                 level = comparison.reference.loss()
                 axes.axhline(np.nan if level is None else level, color=INK, linewidth=1, zorder=1)
             if panel:
-                axes.set_title(shown(panel, 24), fontsize=9)
+                axes.set_title(shown(panel, 24), fontsize=8.5)
         _finish(figure, grid, len(panels), columns, comparison.unit)
         joined = {one.label for one in series if one.lines}
         handles = [
@@ -115,7 +116,7 @@ def draw_sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
 def _series(comparison: Comparison) -> list[Series]:
     families = [arms for _, arms in comparison.families() if len(arms) > 1]
     models = [key for key in comparison.differing_fields() if key.startswith("model.")]
-    if 0 < len(families) <= MOST_ARMS and not models:
+    if 0 < len(families) <= MOST_ARMS and not models and not rate_decay_grids(comparison):
         # Few enough for a colour each, whatever they differ in.
         labels = [label for label, arms in comparison.families() if len(arms) > 1]
         return [
@@ -221,8 +222,9 @@ def _draw_series(axes: Any, one: Series, index: int, *, height: int) -> None:
     axes.plot(rates, [0.95] * len(rates), markersize=6, **up)
     lost = [arm.lr for arm in one.arms if arm.with_status("diverged")]
     # At the top of the axes whatever the losses are: the loss of a diverged run is no number.
-    places = [0.97 - 0.035 * (height % 4)] * len(lost)
-    axes.plot(lost, places, transform=axes.get_xaxis_transform(), color=color, **CROSS)
+    places = [(0.9 if one.panel else 0.97) - 0.035 * (height % 4)] * len(lost)
+    cross = {**CROSS, "markersize": 6} if one.panel else CROSS
+    axes.plot(lost, places, transform=axes.get_xaxis_transform(), color=color, **cross)
 
 
 def _finish(figure: Any, grid: Any, num_panels: int, columns: int, unit: str) -> None:
