@@ -1,13 +1,21 @@
 import dataclasses
 import itertools
 import math
+import random
 
 import pytest
 from optuna.trial import TrialState, create_trial
 from tiny_training import tiny_run
 
 from nomadam.experiments.configuration import OptimizerChoice
-from nomadam.experiments.search_spaces import Search, quasi_random, rounded, shown, suggested
+from nomadam.experiments.search_spaces import (
+    Search,
+    quasi_random,
+    rounded,
+    shown,
+    suggested,
+    zoomed,
+)
 
 LR, DECAY, GAIN = "optimizer.lr", "optimizer.weight_decay", "optimizer.arguments.gain"
 
@@ -160,3 +168,75 @@ class TestSuggestions:
             values = suggested(search, index, 6, trials)
             assert values[LR] not in [trial.params[LR] for trial in trials]
             trials.append(self.trial(search, values, None, TrialState.RUNNING))
+
+
+class TestZoom:
+    def tuned(self, search, budget, loss_of):
+        """All trials of a search, one after another."""
+        trials = []
+        for index in range(budget):
+            values = zoomed(search, index, budget, trials)
+            trials.append((values, loss_of(values)))
+        return trials
+
+    def test_the_first_seven_of_ten_are_quasi_random(self):
+        search = ranges()
+        for budget, first in ((1, 1), (2, 2), (3, 3), (4, 3), (7, 5), (10, 7), (20, 14), (100, 70)):
+            trials = self.tuned(search, budget, lambda values: values[LR])
+            same = [values == search.values(index) for index, (values, _) in enumerate(trials)]
+            assert same == [True] * first + [False] * (budget - first)
+
+    @pytest.mark.parametrize("best", [(1e-4, 1e-3), (1e-1, 1.0), (2e-3, 0.05), (1.1e-4, 0.9)])
+    def test_the_box_is_around_the_best_one_and_within_the_ranges(self, best):
+        search = ranges()
+        others = [({LR: 3e-2, DECAY: 0.5}, 2.0), ({LR: 1e-3, DECAY: 0.1}, math.inf)]
+        trials = [*others, (dict(zip((LR, DECAY), best, strict=True)), 1.0)]
+        points = [zoomed(search, index, 1000, trials) for index in range(700, 1000)]
+        for (field, (low, high)), middle in zip(search.bounds.items(), best, strict=True):
+            tried = [math.log(values[field]) for values in points]
+            length = math.log(high / low) / 4
+            start = min(max(math.log(middle) - length / 2, math.log(low)), math.log(high) - length)
+            assert start - 1e-3 <= min(tried) < start + 0.02 * length
+            assert start + 0.98 * length < max(tried) <= start + length + 1e-3
+            assert all(low <= values[field] <= high for values in points)
+
+    def test_what_is_better_in_the_box_moves_it(self):
+        search = ranges()
+        trials = [({LR: 1e-3, DECAY: 0.03}, 2.0)]
+        inside = zoomed(search, 7, 10, trials)
+        moved = zoomed(search, 8, 10, [*trials, (inside, 1.0)])
+        assert moved != zoomed(search, 8, 10, [*trials, (inside, 3.0)])
+        assert moved != zoomed(search, 8, 10, [*trials, (inside, math.inf)])
+
+    def test_where_all_have_diverged_it_goes_on_evenly(self):
+        search = ranges()
+        trials = self.tuned(search, 10, lambda values: math.inf)
+        assert [values for values, _ in trials] == [search.values(index) for index in range(10)]
+
+    @pytest.mark.parametrize("dimensions", [1, 2, 3, 8])
+    def test_within_any_ranges_no_trial_is_made_twice(self, dimensions):
+        draw = random.Random(dimensions)
+        for _ in range(60):
+            low = 10 ** draw.uniform(-8, 8)
+            ends = (low, low * 10 ** draw.uniform(0.5, 6))
+            bounds = {f"optimizer.arguments.a{n}": ends for n in range(dimensions)}
+            search = ranges(bounds=bounds)
+            trials = self.tuned(search, 20, lambda _: draw.choice([math.inf, draw.random()]))
+            values = [tuple(each.values()) for each, _ in trials]
+            assert len(set(values)) == 20
+            assert all(ends[0] <= each <= ends[1] for point in values for each in point)
+
+    def test_a_range_of_few_numbers_ends_too(self):
+        search = ranges(bounds={LR: (0.1, 0.1001)})
+        trials = self.tuned(search, 10, lambda values: 1.0)
+        assert {values[LR] for values, _ in trials} <= {0.1, 0.1001}
+
+    def test_it_is_nearer_to_the_best_than_the_even_points(self):
+        search = ranges()
+        nearer = 0
+        for decades in range(1, 30):
+            aim = 1e-4 * 10 ** (decades / 10)
+            trials = self.tuned(search, 10, lambda values, aim=aim: abs(math.log(values[LR] / aim)))
+            evenly = min(abs(math.log(search.values(index)[LR] / aim)) for index in range(10))
+            nearer += min(loss for _, loss in trials) <= evenly
+        assert nearer > 20

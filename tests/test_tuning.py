@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import multiprocessing
 import random
 import signal
@@ -7,12 +8,14 @@ import time
 
 import pytest
 from test_comparison import in_this_process
-from tiny_training import TinyData, TinyModel, assert_same_training, go, tiny_run, to_be_killed
+from tiny_training import Fragile, Gone, assert_same_training, go, tiny_run, to_be_killed
 
+from nomadam.cli import main
 from nomadam.experiments import tuning
 from nomadam.experiments.child_process import Outcome
 from nomadam.experiments.comparison import plan_comparison, train_arm
 from nomadam.experiments.configuration import Run, override, short_hash
+from nomadam.experiments.search_spaces import zoomed
 from nomadam.experiments.trial_storage import sqlite_url
 from nomadam.experiments.tuning import tune, work
 from nomadam.experiments.tuning_plan import plan_tuning
@@ -23,21 +26,6 @@ from nomadam.tune_command import NoProgress, edge_note, ranges_of, show_tuning
 HERE = "test_tuning"
 LR, DECAY = "optimizer.lr", "optimizer.weight_decay"
 SEEN = []
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fragile(TinyModel):
-    """Its loss is not finite once it has been trained with too high a rate."""
-
-    def loss(self, module, batch):
-        large = max(parameter.abs().max() for parameter in module.parameters()) > 8
-        return super().loss(module, batch) * (float("nan") if large else 1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gone(TinyData):
-    def load(self, cache_folder=None):
-        raise ValueError("data source '/nowhere': no such folder")
 
 
 def study(optimizer: str = "sgd_sai") -> Run:
@@ -154,7 +142,7 @@ class TestPlans:
             ("study", {}, "budget = None: must be at least 1"),
             ("study", {"budget": 0}, "budget = 0: must be at least 1"),
             ("study", {"budget": 1, "optimizers": ["adamm"]}, "unknown optimizer 'adamm'"),
-            ("study", {"budget": 1, "sampler": "magic"}, "one of qmc, tpe, grid"),
+            ("study", {"budget": 1, "sampler": "magic"}, "one of qmc, zoom, tpe, grid"),
             ("study", {"budget": 1, "sampler": "grid"}, "returns one Run, and no grid"),
             ("study", {"budget": 1, "ranges": {"lr": (1.0, 0.1)}}, "0 < low < high"),
             ("study", {"budget": 1, "ranges": {"depth": (1.0, 2.0)}}, "has only lr, weight_decay"),
@@ -167,6 +155,7 @@ class TestPlans:
             ("study", {"budget": 1, "overrides": {"optimizer.rl": "1"}}, "nearest: optimizer.lr"),
             ("grid", {"budget": 5}, "must be 6, the cells of the grid"),
             ("grid", {"sampler": "qmc"}, "returns a grid"),
+            ("grid", {"sampler": "zoom"}, "returns a grid"),
             ("grid", {"ranges": {"lr": (1.0, 2.0)}}, "no range of lr"),
             ("grid", {"optimizers": ["lion"]}, "no Run of 'lion'; it has some of adamw, sgdm"),
             ("uneven_grid", {}, "not of one size.*adamw 5, sgdm 6"),
@@ -320,6 +309,34 @@ class TestTuning:
         held.__enter__()
         monkeypatch.setattr(tuning.time, "sleep", lambda seconds: held.__exit__(None, None, None))
         assert tune_here(optimizers=["adamw"], budget=1)[0]["searches"][0]["finished"] == 1
+
+    def test_the_last_trials_of_a_zoom_are_around_the_best_one(self, tune_here, tmp_path, capsys):
+        words = ["tune", f"{HERE}.study", "--optimizer", "adamw", "--sampler", "zoom"]
+        words += ["--budget", "7", "--device", "cpu", "--out", str(tmp_path / "out"), "--json"]
+        assert main(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        (search,) = found["searches"]
+        assert (found["sampler"], search["finished"]) == ("zoom", 7)
+        planned = plan_tuning(f"{HERE}.study", optimizers=["adamw"], budget=7, sampler="zoom")
+        before = []
+        for index, trial in enumerate(search["trials"]):
+            assert trial["values"] == zoomed(planned.searches[0], index, 7, before)
+            before.append((trial["values"], trial["validation_loss"]))
+        best = min(before[:5], key=lambda each: each[1])[0]
+        # A fourth of three decades, to either side of the best or from the end of the range.
+        assert all(abs(math.log10(values[LR] / best[LR])) < 0.75 for values, _ in before[5:])
+        assert main(words) == 0 and len(SEEN) == 7
+
+    def test_a_zoom_where_all_diverge(self, tune_here):
+        ranges = {"lr": (1e5, 1e6)}
+        found, _ = tune_here(
+            f"{HERE}.fragile", optimizers=["sgdm"], budget=4, sampler="zoom", ranges=ranges
+        )
+        search = found["searches"][0]
+        assert search["best"] is None and search["diverged"] == 4
+        even = plan_tuning(f"{HERE}.fragile", optimizers=["sgdm"], budget=4, ranges=ranges)
+        values = [trial["values"] for trial in search["trials"]]
+        assert values == [even.searches[0].values(index) for index in range(4)]
 
     def test_a_grid_is_trained_whole(self, tune_here, tmp_path):
         found, _ = tune_here(f"{HERE}.grid")

@@ -70,6 +70,25 @@ class TinyData:
         return (start + stride * torch.arange(self.context + 1)) % VOCABULARY
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fragile(TinyModel):
+    """Its loss is not finite once a weight is larger than the limit, after too high a rate."""
+
+    limit: float = 8.0
+
+    def loss(self, module, batch):
+        large = max(parameter.abs().max() for parameter in module.parameters()) > self.limit
+        return super().loss(module, batch) * (float("nan") if large else 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gone(TinyData):
+    """Data that are not there."""
+
+    def load(self, cache_folder=None):
+        raise ValueError("data source '/nowhere': no such folder")
+
+
 def tiny_run(optimizer: str = "sgd_sai", lr: float = 3e-2, **changes) -> Run:
     # Some have to be told which layer is the output of a model that does not say so itself.
     row = BASELINES.get(optimizer)
