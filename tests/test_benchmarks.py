@@ -116,7 +116,17 @@ def test_a_benchmark_prints_a_table_and_writes_a_result(script, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "name", ["step_time", "first_step", "memory", "scaling", "cold_start", "run_all", "tables"]
+    "name",
+    [
+        "step_time",
+        "first_step",
+        "memory",
+        "scaling",
+        "cold_start",
+        "keep_runs",
+        "run_all",
+        "tables",
+    ],
 )
 def test_every_benchmark_has_help(script, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])

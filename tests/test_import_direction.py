@@ -32,7 +32,8 @@ LAYERS = {
     "intervals": set(),
     "reports": {"runs", "durable_files", "intervals"},
     "integrations": METHODS,
-    "cli": COMMAND_LINE | {"command_options", "profile_command", "tune_command"},
+    "cli": COMMAND_LINE | {"command_options", "claims_command", "profile_command", "tune_command"},
+    "claims_command": COMMAND_LINE | {"command_options"},
     "profile_command": COMMAND_LINE,
     "tune_command": COMMAND_LINE | {"command_options"},
     "terminal": COMMAND_LINE,
@@ -146,7 +147,7 @@ def test_layers_import_one_way(path):
 @files
 def test_optional_libraries_are_imported_inside_functions(path):
     allowed = REQUIRED | {"nomadam", "__future__"} | set(sys.stdlib_module_names)
-    if layer_of(path) in ("cli", "command_options", "profile_command", "tune_command"):
+    if layer_of(path).endswith("_command") or layer_of(path) in ("cli", "command_options"):
         allowed.add("typer")
     if path.stem == "sgd_sai_triton_kernels":  # itself imported inside a function
         allowed.add("triton")
