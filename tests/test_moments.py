@@ -9,11 +9,15 @@ from reference.sgd_sai import gain as reference_gain
 from nomadam.numerics import moments as module
 from nomadam.numerics import moments_cpu
 from nomadam.numerics.moments import (
+    Share,
     gsnr,
+    merged,
     moments,
-    moments_by_norms,
-    moments_in_one_read,
-    moments_in_slices,
+    moments_of,
+    shares,
+    shares_by_norms,
+    shares_in_one_read,
+    shares_in_slices,
     to_host,
 )
 from nomadam.numerics.moments_cpu import cpu_measures
@@ -21,8 +25,20 @@ from nomadam.numerics.slices import packed, slices
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 needs_compiler = pytest.mark.skipif(
-    not moments_in_one_read([torch.ones(1)]), reason="needs a C++ compiler"
+    not shares_in_one_read([torch.ones(1)]), reason="needs a C++ compiler"
 )
+
+
+def moments_in_one_read(tensors):
+    return [moments_of(share) for share in shares_in_one_read(tensors)]
+
+
+def moments_in_slices(tensors, limit):
+    return [moments_of(share) for share in shares_in_slices(tensors, limit)]
+
+
+def moments_by_norms(tensors):
+    return [share and moments_of(share) for share in shares_by_norms(tensors)]
 
 
 def normal(*shape, seed=0):
@@ -290,12 +306,50 @@ def test_norms_know_what_needs_no_more():
 
 def test_cuda_is_measured_by_norms_where_they_do(monkeypatch):
     by_slices = []
-    exact = module.moments_in_slices
+    exact = module.shares_in_slices
     monkeypatch.setattr(
-        module, "moments_in_slices", lambda x, limit: by_slices.extend(x) or exact(x, limit)
+        module, "shares_in_slices", lambda x, limit: by_slices.extend(x) or exact(x, limit)
     )
     monkeypatch.setattr(module, "_is_cuda", lambda tensor: True)
     tensors = [normal(500), torch.ones(6), normal(700)]
     for found, x in zip(moments(tensors), tensors, strict=True):
         check(found, x, 1e-6)
     assert len(by_slices) == 1 and by_slices[0] is tensors[1]
+
+
+def parts_of(x, sizes):
+    return shares(list(x.split(sizes)), 2**20)
+
+
+@pytest.mark.parametrize("sizes", [[23], [1, 22], [10, 0, 13], [1] * 23])
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_parts_merge_to_the_whole(sizes, mean):
+    x = normal(23).double() + mean
+    filled = [part for part in x.split(sizes) if part.numel()]
+    parts = shares(filled) + [Share(0, 0.0, math.nan, math.nan)] * (len(sizes) - len(filled))
+    check(moments_of(merged(parts)), x, 1e-13)
+
+
+def test_parts_of_very_different_scales_merge():
+    x = torch.cat([normal(5).double() * 1e150, normal(7).double() * 1e-150, torch.zeros(3)])
+    check(moments_of(merged(parts_of(x, [5, 7, 3]))), x, 1e-13)
+
+
+def test_one_element_keeps_its_sign_when_merged():
+    x = torch.tensor([-3.0, 1.0, -2.0])
+    check(moments_of(merged(parts_of(x, [1, 1, 1]))), x, 1e-13)
+    by_norms = shares_by_norms(list(x.split([1, 2])))
+    if None not in by_norms:
+        check(moments_of(merged(by_norms)), x, 1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_part_that_is_not_finite_makes_the_whole_so(bad):
+    for x in ([bad, 1.0], [1.0, bad], [0.0, bad]):
+        found = merged(parts_of(torch.tensor(x), [1, 1]))
+        assert not moments_of(found).informative and found.largest != 0.0
+
+
+def test_zeros_merge_to_zeros():
+    found = merged([*parts_of(torch.zeros(4), [2, 2]), Share(0, 0.0, math.nan, math.nan)])
+    assert (found.count, found.largest) == (4, 0.0) and not moments_of(found).informative

@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -80,24 +79,6 @@ def test_sparse_gradients_are_refused_before_anything_changes():
         optimizer.step()
     assert torch.equal(dense.detach(), before)
     assert not optimizer.state
-
-
-def test_sharded_parameters_are_refused_before_anything_changes():
-    if not dist.is_available():
-        pytest.skip("torch without distributed")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        p = nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]))
-        p.grad = distribute_tensor(torch.rand(4, 3), mesh, [Shard(0)])
-        with pytest.raises(RuntimeError, match="parameter 0 is a DTensor"):
-            SGDSaI([p]).step()
-        assert torch.equal(p.to_local(), torch.ones(4, 3))
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_closure_is_called_once_with_gradients_enabled():

@@ -18,6 +18,22 @@ SMALLEST_COMPILED = 10_000_000
 SMALLEST_SQUARED, LARGEST_SQUARED = 1e-15, 1e14
 
 
+class Share(NamedTuple):
+    """What is known of a tensor, or of the part of it that lies here; all of it host numbers.
+
+    Attributes:
+        count: number of real elements.
+        largest: largest magnitude, max |x|; NaN or inf where an element is not finite.
+        mean: of the elements, in units of ``largest``; NaN where that is 0 or not finite.
+        deviations: sum of their squared deviations from it, in units of the square of ``largest``.
+    """
+
+    count: int
+    largest: float
+    mean: float
+    deviations: float
+
+
 class Moments(NamedTuple):
     """What one tensor is measured by; all of it host numbers.
 
@@ -67,6 +83,56 @@ def gsnr(moments: Moments, eps: float = 0.0) -> float:
 def moments(
     tensors: Sequence[Tensor], limit: int = 2**20, total: int | None = None
 ) -> list[Moments]:
+    """Measures every tensor; for the arguments see `shares`.
+
+    Examples:
+        >>> moments([torch.tensor([2.0, -2.0])])
+        [Moments(count=2, largest=2.0, norm=1.41421..., std=1.41421...)]
+    """
+    return [moments_of(share) for share in shares(tensors, limit, total)]
+
+
+def moments_of(share: Share) -> Moments:
+    """The moments of a whole tensor of which all is known."""
+    count, largest, mean, deviations = share
+    if not 0.0 < largest < math.inf:
+        return Moments(count, largest, math.nan, math.nan)
+    std = math.sqrt(deviations / (count - 1)) if count > 1 else 0.0
+    return Moments(count, largest, math.sqrt(deviations + count * mean**2), std)
+
+
+def merged(parts: Sequence[Share]) -> Share:
+    """What is known of a tensor from what is known of its parts, in an order that is given.
+
+    Means and deviations are brought to the unit of the largest part and summed without rounding in
+    between (Chan, Golub and LeVeque's update of the deviations), so that parts of any scale and
+    mean do not lose each other's digits.
+
+    Args:
+        parts: of a tensor, empty ones among them; one that is not finite makes the whole so.
+
+    Examples:
+        >>> merged(shares([torch.tensor([1.0, 3.0]).double(), torch.tensor([6.0, 8.0]).double()]))
+        Share(count=4, largest=8.0, mean=0.5625, deviations=0.453125)
+    """
+    count = sum(part.count for part in parts)
+    filled = [part for part in parts if part.count]
+    largest = max((part.largest for part in filled), default=0.0)
+    if any(math.isnan(part.largest) for part in filled):
+        largest = math.nan
+    if not 0.0 < largest < math.inf:
+        return Share(count, largest, math.nan, math.nan)
+    known = [
+        # A part that is all zero has no unit of its own.
+        (n, mean * own / largest, deviations * (own / largest) ** 2) if own else (n, 0.0, 0.0)
+        for n, own, mean, deviations in filled
+    ]
+    mean = math.fsum(n * part_mean for n, part_mean, _ in known) / count
+    deviations = math.fsum(part + n * (own - mean) ** 2 for n, own, part in known)
+    return Share(count, largest, mean, deviations)
+
+
+def shares(tensors: Sequence[Tensor], limit: int = 2**20, total: int | None = None) -> list[Share]:
     """Measures every tensor, with one host synchronisation for each device, or two.
 
     Tensors on the CPU that together are large are read once by a compiled loop in float64, where a
@@ -86,19 +152,19 @@ def moments(
         one record for each tensor, computed in float32 or wider and merged in float64.
 
     Examples:
-        >>> moments([torch.tensor([2.0, -2.0])])
-        [Moments(count=2, largest=2.0, norm=1.41421..., std=1.41421...)]
+        >>> shares([torch.tensor([2.0, -2.0])])
+        [Share(count=2, largest=2.0, mean=0.0, deviations=2.0)]
     """
-    found: dict[int, Moments] = {}
+    found: dict[int, Share] = {}
     on_cpu = [i for i, tensor in enumerate(tensors) if cpu_measures(tensor)]
     here = sum(tensors[i].numel() for i in on_cpu)
     if on_cpu and (here if total is None else total) >= SMALLEST_COMPILED:
-        found |= zip(on_cpu, moments_in_one_read([tensors[i] for i in on_cpu]), strict=False)
+        found |= zip(on_cpu, shares_in_one_read([tensors[i] for i in on_cpu]), strict=False)
     on_cuda = [i for i, tensor in enumerate(tensors) if _is_cuda(tensor)]
-    by_norms = moments_by_norms([tensors[i] for i in on_cuda])
+    by_norms = shares_by_norms([tensors[i] for i in on_cuda])
     found |= {i: known for i, known in zip(on_cuda, by_norms, strict=True) if known is not None}
     rest = [i for i in range(len(tensors)) if i not in found]
-    found |= zip(rest, moments_in_slices([tensors[i] for i in rest], limit), strict=True)
+    found |= zip(rest, shares_in_slices([tensors[i] for i in rest], limit), strict=True)
     return [found[i] for i in range(len(tensors))]
 
 
@@ -106,7 +172,7 @@ def _is_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def moments_in_one_read(tensors: Sequence[Tensor]) -> list[Moments]:
+def shares_in_one_read(tensors: Sequence[Tensor]) -> list[Share]:
     """Moments by the compiled loop, of tensors each of which `cpu_measures`.
 
     Returns:
@@ -116,7 +182,7 @@ def moments_in_one_read(tensors: Sequence[Tensor]) -> list[Moments]:
     return [_scaled(tensor.numel(), *each) for tensor, each in zip(tensors, raw, strict=False)]
 
 
-def moments_by_norms(tensors: Sequence[Tensor]) -> list[Moments | None]:
+def shares_by_norms(tensors: Sequence[Tensor]) -> list[Share | None]:
     """Moments by Σ(x - mean)² = ‖x‖² - n·mean², with few kernels and without temporaries.
 
     One host synchronisation for each device. As good as the reductions in float32, whose error is
@@ -138,36 +204,30 @@ def moments_by_norms(tensors: Sequence[Tensor]) -> list[Moments | None]:
         measured.append(torch.stack(torch._foreach_norm(group, 2, dtype=torch.float32)))
         measured.append(torch.stack([tensor.sum(dtype=torch.float32) for tensor in group]))
     numbers = iter(to_host(measured))
-    found: list[Moments | None] = [None] * len(tensors)
+    found: list[Share | None] = [None] * len(tensors)
     for indices in alike.values():
         for i, *each in zip(indices, next(numbers), next(numbers), next(numbers), strict=True):
             found[i] = _from_norms(tensors[i].numel(), *each)
     return found
 
 
-def _from_norms(count: int, largest: float, norm: float, total: float) -> Moments | None:
+def _from_norms(count: int, largest: float, norm: float, total: float) -> Share | None:
     if count == 1 or not 0.0 < largest < math.inf:
-        return _scaled(count, largest, largest, 0.0)
+        return _scaled(count, largest, total, 0.0)
     of_mean = total**2 / count
     safe = SMALLEST_SQUARED <= largest <= LARGEST_SQUARED and of_mean <= 0.5 * norm**2 < math.inf
     return _scaled(count, largest, total / count, norm**2 - of_mean) if safe else None
 
 
-def _scaled(count: int, largest: float, mean: float, deviations: float) -> Moments:
+def _scaled(count: int, largest: float, mean: float, deviations: float) -> Share:
     """The record of a tensor whose mean and squared deviations are in its own units."""
     if not 0.0 < largest < math.inf:
-        return Moments(count, largest, math.nan, math.nan)
-    return _record(count, largest, mean / largest, deviations / largest**2)
+        return Share(count, largest, math.nan, math.nan)
+    return Share(count, largest, mean / largest, deviations / largest**2)
 
 
-def _record(count: int, largest: float, mean: float, deviations: float) -> Moments:
-    """The record of a tensor whose mean and squared deviations are in units of its largest."""
-    std = math.sqrt(deviations / (count - 1)) if count > 1 else 0.0
-    return Moments(count, largest, math.sqrt(deviations + count * mean**2), std)
-
-
-def moments_in_slices(tensors: Sequence[Tensor], limit: int) -> list[Moments]:
-    """Moments of any tensors, on any device; for the arguments see `moments`."""
+def shares_in_slices(tensors: Sequence[Tensor], limit: int) -> list[Share]:
+    """The records of any tensors, on any device; for the arguments see `shares`."""
     sizes: list[list[int]] = []
     measured: list[Tensor] = []
     for tensor in tensors:
@@ -188,15 +248,15 @@ def moments_in_slices(tensors: Sequence[Tensor], limit: int) -> list[Moments]:
     ]
 
 
-def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -> Moments:
-    """Merges the (variance, mean) of the slices of one tensor into its norm and deviation."""
+def _merge(largest: float, sizes: list[int], parts: list[tuple[float, float]]) -> Share:
+    """Merges the (variance, mean) of the slices of one tensor, in units of its largest."""
     count = sum(sizes)
     mean = math.fsum(n * part_mean for n, (_, part_mean) in zip(sizes, parts, strict=True)) / count
     deviations = math.fsum(
         n * (variance + (part_mean - mean) ** 2)
         for n, (variance, part_mean) in zip(sizes, parts, strict=True)
     )
-    return _record(count, largest, mean, deviations)
+    return Share(count, largest, mean, deviations)
 
 
 def to_host(vectors: Sequence[Tensor]) -> list[list[float]]:

@@ -8,12 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from nomadam.numerics.rounding import Draw
-from nomadam.optimizers.options import (
-    check_options,
-    named_dtype,
-    pick_gains,
-    plain_numbers,
-)
+from nomadam.optimizers.flat_parameters import refuse_flat, sizes_of
+from nomadam.optimizers.options import check_options, named_dtype, pick_gains, plain_numbers
 from nomadam.optimizers.sgd_sai_blocks import (
     Block,
     Plan,
@@ -24,6 +20,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
     learning_rate,
 )
 from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, path_for, update_fused
+from nomadam.optimizers.sgd_sai_sharded import joining, meshes_of
 from nomadam.optimizers.sgd_sai_start import begin, count_skipped, draws_of, make_block, rows_of
 from nomadam.optimizers.sgd_sai_state import restore_block
 from nomadam.optimizers.sgd_sai_update import Options, Row, update_forloop
@@ -89,14 +86,18 @@ class SGDSaI(Optimizer):
         seed: of the random bits, an integer in [0, 2^64). They depend on it, on the block's index,
             the step and the element alone, whatever path or device takes the step.
 
+    Sharded parameters (``DTensor``: FSDP2, HSDP, tensor parallelism) have the gains of the whole
+    tensors, from one small collective a mesh dimension while blocks wait to be measured and none
+    afterwards; parameters that an engine has flattened into vectors are refused.
+
     State of a block: ``momentum_buffer``, its ``momentum_scale`` (with int8), ``compensation``
     (with kahan), and ``gsnr``, a 0-d tensor on the CPU (float64 for float64 blocks, else float32),
     0 while not measured. The host waits for the device once in a step that measures gradients, and
     never otherwise.
 
     Raises:
-        ValueError: for an argument outside its range, and for a mapping with missing or unknown
-            names, which it lists.
+        ValueError: for an argument outside its range, for a mapping with missing or unknown names,
+            which it lists, and for flattened parameters, also from ``step``, with the way out.
         RuntimeError: from ``step`` for sparse gradients, before anything is changed.
 
     Source: Xu et al., *No More Adam*, arXiv 2412.11768, Algorithm 1 (with ``normalize=True``), and
@@ -160,6 +161,7 @@ class SGDSaI(Optimizer):
             "rounding_step": 0,  # of the draws, counted in steps
         }
         check_options(defaults)
+        self._sizes: list[list[int]] = []  # of the blocks, for engines may flatten them later
         super().__init__(params, defaults)
         # Then GradScaler hands the scale over, and the step divides by it.
         self._step_supports_amp_scaling = bool(fused)
@@ -175,6 +177,7 @@ class SGDSaI(Optimizer):
             group["momentum_dtype"] = named_dtype(group["momentum_dtype"])
             check_options(group)
             check_fused(group)
+            refuse_flat([group], [sizes_of(group)])
             group.update(plain_numbers(group))
             if isinstance(group["gain"], Mapping):
                 own = {slot.name: slot.param for slot in self._slots() if slot.group is group}
@@ -182,6 +185,7 @@ class SGDSaI(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._sizes.append(sizes_of(self.param_groups[-1]))
 
     def gains(self) -> dict[str | int, float]:
         """The number that multiplies each block's step, by parameter name, or index where unnamed.
@@ -257,6 +261,7 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled optimizer; options that it lacks take the constructor's values."""
         super().__setstate__(state)
+        self._sizes = [sizes_of(group) for group in self.param_groups]
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -274,6 +279,7 @@ class SGDSaI(Optimizer):
     @torch._disable_dynamo
     def _plan(self) -> tuple[list[Slot], Plan]:
         """Every block's place, and what they decide together: found once a step."""
+        refuse_flat(self.param_groups, self._sizes)
         slots = self._slots()
         params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
@@ -316,6 +322,8 @@ class SGDSaI(Optimizer):
         Not traced: whether a block is measured is a fact of the host. So the gains are numbers of
         the host too: floats, or 0-d tensors where the update is traced, not to be specialised.
         """
+        shared = joining(slots, self.state)
+        meshes = meshes_of(slots)
         slots = [slot for slot in slots if slot.param.grad is not None]
         if any(slot.param.grad.layout != torch.strided for slot in slots):  # pyright: ignore
             raise RuntimeError("SGDSaI does not support sparse gradients: ask for dense ones")
@@ -327,10 +335,11 @@ class SGDSaI(Optimizer):
         draws: dict[int, Draw] = {}
         for i, mine in groups.items():
             draws |= draws_of(mine, paths[i] is update_fused, compiling)
-        keep = self._whether_to_keep(blocks, plan.skips)
+        keep = self._whether_to_keep(blocks, meshes, plan.skips)
         grad_scale = getattr(self, "grad_scale", None)  # set by torch's GradScaler, as found_inf is
         waiting = [b for b in blocks if (b.starts or b.remeasures) and b.grad.numel()]
-        starts = self._begin(waiting, keep, grad_scale, plan) if waiting else {}
+        of_step = (waiting, shared, self.state, keep, grad_scale, plan)
+        starts = self._begin(*of_step) if waiting or shared else {}
         if plan.normalizes:
             self._settle_largest_gain()
         work = []
@@ -364,11 +373,13 @@ class SGDSaI(Optimizer):
     def _begin(self, *of_step: Any) -> dict[int, bool]:
         return begin(*of_step)
 
-    def _whether_to_keep(self, blocks: Sequence[Block], skips: bool) -> Tensor | None:
+    def _whether_to_keep(
+        self, blocks: Sequence[Block], meshes: Sequence[Any], skips: bool
+    ) -> Tensor | None:
         """Whether this step is to change anything, on the device, where that is in question."""
         keep, found_inf = None, getattr(self, "found_inf", None)
         if skips:
-            keep = count_skipped([block.grad for block in blocks], self.param_groups[0])
+            keep = count_skipped([b.grad for b in blocks], self.param_groups[0], meshes)
         if found_inf is not None:
             finite = found_inf.reshape(()) == 0
             keep = finite if keep is None else keep & finite.to(keep.device)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from nomadam.optimizers.options import check_seed
 from nomadam.optimizers.sgd_sai import SGDSaI
-from nomadam.optimizers.sgd_sai_blocks import Block, Plan
+from nomadam.optimizers.sgd_sai_blocks import Block, Slot
 
 
 class ShuffledSGDSaI(SGDSaI):
@@ -72,14 +72,12 @@ class ShuffledSGDSaI(SGDSaI):
         )
 
     def _begin(
-        self,
-        waiting: Sequence[Block],
-        keep: Tensor | None,
-        grad_scale: Tensor | None,
-        plan: Plan,
+        self, waiting: Sequence[Block], joining: Sequence[Slot], *of_step: Any
     ) -> dict[int, bool]:
+        if joining:
+            raise RuntimeError("gains can not be shuffled among sharded parameters (DTensor)")
         unmeasured = [block for block in waiting if float(block.state["gsnr"]) == 0.0]
-        starts = super()._begin(waiting, keep, grad_scale, plan)
+        starts = super()._begin(waiting, joining, *of_step)
         measured = [block.state for block in unmeasured if float(block.state["gsnr"]) > 0.0]
         gains = [float(state["gsnr"]) for state in measured]
         if measured:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from nomadam.numerics.sharded import local
 from nomadam.optimizers.sgd_sai_blocks import Block
 from nomadam.optimizers.sgd_sai_cpu import cpu_fits, cpu_kernel, update_cpu
 from nomadam.optimizers.sgd_sai_triton import triton_available, triton_fits, update_triton
@@ -58,7 +59,7 @@ def path_for(blocks: Sequence[Block], one_pass: bool, compiling: bool) -> Callab
     if fused and not compiling and not differentiable and group["direction"] != "sign":
         return update_fused
     if foreach is None:
-        params = [block.slot.param for block in blocks]
+        params = [local(block.slot.param) for block in blocks]
         _, foreach = _default_to_fused_or_foreach(params, differentiable)
     return update_foreach if foreach else update_forloop
 

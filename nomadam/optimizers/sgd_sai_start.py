@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomadam.numerics.moments import moments
+from nomadam.numerics.moments import Moments, moments_of, shares
 from nomadam.numerics.rounding import Draw
+from nomadam.numerics.sharded import all_agree, as_placed, is_sharded, local
 from nomadam.optimizers.options import refuse_names
 from nomadam.optimizers.sgd_sai_blocks import (
     Block,
@@ -19,6 +20,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
     is_refreshed,
     real,
 )
+from nomadam.optimizers.sgd_sai_sharded import placed_rows, whole
 from nomadam.optimizers.sgd_sai_state import (
     is_stochastic,
     keeps_compensation,
@@ -28,13 +30,9 @@ from nomadam.optimizers.sgd_sai_update import Row
 
 
 def make_block(slot: Slot, state: dict[str, Any]) -> Block:
-    """A block that holds a gradient; what its state lacks is made."""
+    """A block that holds a gradient, of a sharded one its part; what its state lacks is made."""
     param, group = slot.param, slot.group
     if "gsnr" not in state:
-        if hasattr(param, "device_mesh"):  # a DTensor
-            raise RuntimeError(
-                f"parameter {slot.name} is a DTensor: SGDSaI can not step sharded parameters yet"
-            )
         state["gsnr"] = torch.zeros((), dtype=gain_dtype(param), device="cpu")
     elif not state["gsnr"].is_cpu:  # moved along with the rest of the state
         state["gsnr"] = state["gsnr"].cpu()
@@ -49,20 +47,30 @@ def make_block(slot: Slot, state: dict[str, Any]) -> Block:
         state["compensation"] = torch.zeros_like(param.detach())
     grad = param.grad
     assert grad is not None
+    grad = local(as_placed(grad, param)) if is_sharded(param) else grad
     grad = grad.resolve_conj() if grad.is_conj() else grad
     remeasures = gain > 0.0 and is_refreshed(group)
     return Block(slot, grad, state, 0.0 if remeasures else gain, starts, remeasures)
 
 
 def begin(
-    waiting: Sequence[Block], keep: Tensor | None, grad_scale: Tensor | None, plan: Plan
+    waiting: Sequence[Block],
+    joining: Sequence[Slot],
+    states: Mapping[Any, dict[str, Any]],
+    keep: Tensor | None,
+    grad_scale: Tensor | None,
+    plan: Plan,
 ) -> dict[int, bool]:
     """Measures the blocks that wait for an informative gradient or are due, and sets their gains.
 
-    One host synchronisation.
+    One host synchronisation, and where blocks are sharded a collective for each mesh.
 
     Args:
-        waiting: blocks without a gain, without a momentum, or with a gain to be measured again.
+        waiting: blocks without a gain, without a momentum, or with a gain to be measured again,
+            none of them empty here.
+        joining: all sharded blocks that wait, whether they hold a gradient here or not: the same
+            ones in every process of a mesh.
+        states: of all blocks; one that is missing is made.
         keep: a bool tensor, False where this step is to change nothing.
         grad_scale: what the gradients are divided by.
         plan: of the whole step, so that blocks taken one by one are measured as together.
@@ -84,34 +92,54 @@ def begin(
     along = [] if keep is None else [keep.float()]
     along += [] if grad_scale is None else [grad_scale]
     grads = [real(block.grad.detach()) for block in waiting]
-    found = moments([*grads, *along], plan.limit, plan.numel)
-    if keep is not None and not found[len(waiting)].informative:
+    known = shares([*grads, *along], plan.limit, plan.numel)
+    if keep is not None and not moments_of(known[len(waiting)]).informative:
         return {block.slot.index: False for block in waiting if block.starts}
-    scale = 1.0 if grad_scale is None else found[-1].largest
+    scale = 1.0 if grad_scale is None else known[-1].largest
+    here = {block.slot.index: share for block, share in zip(waiting, known, strict=False)}
+    found = {index: moments_of(share) for index, share in (here | whole(joining, here)).items()}
     starts = {}
-    for block, measured in zip(waiting, found, strict=False):
-        slot, state = block.slot, block.state
+    for block in waiting:
+        slot, measured = block.slot, found[block.slot.index]
         if block.starts and (measured.informative or measured.largest != 0.0):
             starts[slot.index] = measured.informative
-        if measured.informative:
-            if block.remeasures or not is_measured(state):
-                eps = slot.group["eps"] * scale
-                state["gsnr"].fill_(gain_of(slot.name, slot.group, measured, eps))
+        if measured.informative and (block.remeasures or not is_measured(block.state)):
+            _set_gain(slot, block.state, measured, scale)
+    for slot in joining:
+        # Of what is empty here, the processes that hold something have found the gain.
+        if slot.index not in here and found[slot.index].informative:
+            state = states[slot.param]
+            _set_gain(slot, state, found[slot.index], scale)
+            if slot.group["momentum"] != 0.0 and state.get("momentum_buffer") is None:
+                make_momentum(slot.param, slot.group["momentum_dtype"], state)
     return starts
 
 
-def count_skipped(grads: Sequence[Tensor], first: dict[str, Any]) -> Tensor | None:
+def _set_gain(slot: Slot, state: dict[str, Any], found: Moments, scale: float) -> None:
+    gain = gain_of(slot.name, slot.group, found, slot.group["eps"] * scale)
+    if "gsnr" not in state:
+        state["gsnr"] = torch.zeros((), dtype=gain_dtype(slot.param), device="cpu")
+    state["gsnr"].fill_(gain)
+
+
+def count_skipped(
+    grads: Sequence[Tensor], first: dict[str, Any], meshes: Sequence[Any] = ()
+) -> Tensor | None:
     """Whether all gradients are finite, on the device; a step that is not is counted.
 
     Args:
         grads: all gradients of the step.
         first: the group that holds ``skipped_steps``.
+        meshes: of the sharded parameters, whose processes have to agree.
     """
     grads = [real(grad.detach()) for grad in grads if grad.numel()]
-    if not grads:
+    if not grads and not meshes:
         return None
     finite = [torch.linalg.vector_norm(grad, torch.inf).isfinite() for grad in grads]
-    keep = torch.stack([one.to(finite[0].device) for one in finite]).all()
+    keep = torch.stack([one.to(finite[0].device) for one in finite]).all() if grads else None
+    for mesh in meshes:
+        keep = all_agree(mesh, torch.ones((), dtype=torch.bool) if keep is None else keep)
+    assert keep is not None
     count = first["skipped_steps"]  # a number of the host is added without a transfer
     if isinstance(count, Tensor) and count.device == keep.device:
         count.add_(~keep)  # in place, for a captured graph
@@ -151,15 +179,19 @@ def rows_of(
     """Blocks of one group as the update takes them, all real."""
     rows = []
     for slot, grad, state, known, _, _ in blocks:
-        param, group = slot.param, slot.group
-        buffer = state["momentum_buffer"] if group["momentum"] != 0.0 else None
+        param, group = local(slot.param), slot.group
+        buffer = local(state["momentum_buffer"]) if group["momentum"] != 0.0 else None
         gain: Any = (known or state["gsnr"].item()) / divisor
         if compiling:  # a float of 0 would be a constant of the graph until the block starts
             gain = torch.tensor(gain, dtype=torch.float64, device="cpu")
-        lost = state["compensation"] if keeps_compensation(param, group["rounding"]) else None
-        scale = None if buffer is None else state.get("momentum_scale")
+        lost = (
+            local(state["compensation"]) if keeps_compensation(param, group["rounding"]) else None
+        )
+        scale = None if buffer is None else local(state.get("momentum_scale"))
+        scale = None if scale is None else scale.view(-1)
         stochastic, draw = is_stochastic(param, group), draws.get(slot.index)
         if param.is_complex():
             param, grad, buffer = real(param), real(grad), real(buffer)
-        rows.append(Row(param, grad, buffer, gain, scale, lost, draw, stochastic))
+        row = Row(param, grad, buffer, gain, scale, lost, draw, stochastic)
+        rows += placed_rows(row, slot.param) if is_sharded(slot.param) else [row]
     return rows

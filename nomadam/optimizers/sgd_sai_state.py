@@ -1,13 +1,14 @@
 """How SGDSaI stores momentum and the compensation of bfloat16: made and converted."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nomadam.numerics.blockwise import dequantize, num_scales, quantize
+from nomadam.numerics.blockwise import BLOCK, dequantize, num_scales, quantize
+from nomadam.numerics.sharded import is_sharded, laid_out, local, part_of, shard_dims
 from nomadam.optimizers.sgd_sai_blocks import Slot, gain_dtype, real
 
 # A smaller tensor gains little by 8 bits, and norms and biases are the ones that would suffer.
@@ -23,7 +24,8 @@ def momentum_dtype(param: Tensor, option: torch.dtype | str | None) -> torch.dty
         param: the block.
         option: ``None`` for its own dtype, but single precision for float16, whose range is too
             small; or a real dtype, which complex blocks keep as pairs; or ``"int8"``, which blocks
-            below 4096 real elements answer with float32.
+            below 4096 real elements answer with float32, and sharded blocks of which a part would
+            end within the 128 elements of a scale with bfloat16.
 
     Examples:
         >>> momentum_dtype(torch.zeros(64, 64), "int8"), momentum_dtype(torch.zeros(64), "int8")
@@ -31,7 +33,9 @@ def momentum_dtype(param: Tensor, option: torch.dtype | str | None) -> torch.dty
     """
     if option == INT8:
         numel = param.numel() * (2 if param.is_complex() else 1)
-        return torch.int8 if numel >= SMALLEST_INT8 else torch.float32
+        if numel < SMALLEST_INT8:
+            return torch.float32
+        return torch.int8 if not is_sharded(param) or keeps_scales_whole(param) else torch.bfloat16
     if isinstance(option, torch.dtype):
         return option
     return {torch.float16: torch.float32, torch.complex32: torch.complex64}.get(
@@ -47,7 +51,44 @@ def make_momentum(param: Tensor, option: torch.dtype | str | None, state: dict[s
     state["momentum_buffer"] = torch.zeros_like(like, dtype=dtype, memory_format=layout)
     state.pop("momentum_scale", None)
     if dtype == torch.int8:
-        state["momentum_scale"] = like.new_zeros(num_scales(like.numel()), dtype=torch.float32)
+        scales = torch.zeros(scale_shape(local(like).shape), device=local(like).device)
+        if is_sharded(param):
+            scales = laid_out(scales, param, scale_shape(like.shape))
+        state["momentum_scale"] = scales
+
+
+def scale_shape(shape: Sequence[int]) -> list[int]:
+    """The shape of the scales of int8 codes: a 128th of the codes', where rows are multiples of it.
+
+    A row is an index of the first dimension. So scales are sharded as their codes are; those of
+    other rows are one vector.
+
+    Examples:
+        >>> scale_shape([10, 256]), scale_shape([10, 8, 16]), scale_shape([10, 200])
+        ([10, 2], [10, 1, 1], [16])
+    """
+    for d in range(len(shape) - 1, 0, -1):
+        inner = math.prod(shape[d:])
+        if inner % BLOCK == 0:
+            return [*shape[:d], inner // BLOCK, *[1] * (len(shape) - d - 1)]
+    return [num_scales(math.prod(shape))]
+
+
+def keeps_scales_whole(param: Any) -> bool:
+    """Whether no scale of a sharded block has elements of two parts of it."""
+    in_rows = math.prod(param.shape[1:]) % BLOCK == 0
+    cut = shard_dims(param)
+    for dim in cut:
+        d = param.placements[dim].dim % param.ndim
+        size, inner = param.shape[d], math.prod(param.shape[d + 1 :])
+        num_parts = param.device_mesh.size(dim)
+        part = -(-size // num_parts) * inner
+        if d > 0 and (size * inner % BLOCK or part % BLOCK):
+            return False
+        # Scales in one vector are cut evenly, and so have to be the rows.
+        if not in_rows and (d > 0 or len(cut) > 1 or size % num_parts or part % BLOCK):
+            return False
+    return True
 
 
 def restore_momentum(
@@ -60,21 +101,30 @@ def restore_momentum(
 
     What was kept in the same way is copied bit for bit.
     """
-    buffer, scale = saved["momentum_buffer"], saved.get("momentum_scale")
+    kept, scale = saved["momentum_buffer"], saved.get("momentum_scale")
     make_momentum(param, option, state)
-    ours = state["momentum_buffer"]
-    if (scale is not None) != (ours.dtype == torch.int8):
-        buffer = buffer.to(param.device)
-        buffer = real(buffer) if scale is None else dequantize(buffer, scale.to(param.device))
-        if scale is None:
-            buffer, scale = quantize(buffer.to(torch.float32))
-        elif ours.is_complex():
-            buffer = torch.view_as_complex(buffer)
-    elif ours.is_complex() != buffer.is_complex():
-        buffer = real(buffer) if buffer.is_complex() else torch.view_as_complex(buffer.float())
-    ours.copy_(buffer)
-    if "momentum_scale" in state:
-        state["momentum_scale"].copy_(scale)
+    buffer = state["momentum_buffer"]
+    ours, scales = local(buffer), state.get("momentum_scale")
+    if scale is not None and scales is not None:
+        scale = scale if is_sharded(scale) else scale.reshape(scale_shape(kept.shape))
+        ours.copy_(part_of(kept, buffer))
+        local(scales).copy_(part_of(scale, scales))
+        return
+    part = part_of(kept if scale is None else _decoded(kept, scale), buffer).to(param.device)
+    if scales is not None:
+        codes, found = quantize(real(part).to(torch.float32))
+        local(scales).view(-1).copy_(found)
+        ours.copy_(codes)
+    elif ours.is_complex() != part.is_complex():
+        ours.copy_(real(part) if part.is_complex() else torch.view_as_complex(part.float()))
+    else:
+        ours.copy_(part)
+
+
+def _decoded(codes: Tensor, scales: Tensor) -> Tensor:
+    """The float32 momentum of codes that are whole or sharded, and so are their scales."""
+    values = dequantize(local(codes), local(scales).reshape(-1).to(codes.device))
+    return laid_out(values, codes, codes.shape) if is_sharded(codes) else values
 
 
 def restore_block(slot: Slot, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
@@ -84,7 +134,8 @@ def restore_block(slot: Slot, state: dict[str, Any], saved: Mapping[str, Any]) -
     if isinstance(saved.get("momentum_buffer"), Tensor):
         restore_momentum(param, slot.group["momentum_dtype"], state, saved)
     if isinstance(saved.get("compensation"), Tensor):
-        state["compensation"] = torch.zeros_like(param.detach()).copy_(saved["compensation"])
+        state["compensation"] = torch.zeros_like(param.detach())
+        local(state["compensation"]).copy_(part_of(saved["compensation"], state["compensation"]))
     if saved.get("gsnr") is not None:
         number = float(saved["gsnr"])
         number = number if 0.0 < number < math.inf else 0.0
@@ -98,6 +149,6 @@ def keeps_compensation(param: Tensor, rounding: str) -> bool:
 
 def is_stochastic(param: Tensor, group: Mapping[str, Any]) -> bool:
     """Whether what a block keeps in bfloat16 is rounded stochastically."""
-    if torch.bfloat16 not in (param.dtype, group["momentum_dtype"]):
+    if torch.bfloat16 not in (param.dtype, momentum_dtype(param, group["momentum_dtype"])):
         return False
     return group["rounding"] in ("auto", "stochastic") and not group["differentiable"]
