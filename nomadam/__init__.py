@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomadam.diagnostics.gsnr import measure_gains
+    from nomadam.optimizers.from_adamw import from_adamw
     from nomadam.optimizers.gradient_release import release_gradients
     from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
     from nomadam.optimizers.sgd_sai import SGDSaI
@@ -12,6 +13,7 @@ __all__ = [
     "SGDSaI",
     "decay_groups",
     "describe_groups",
+    "from_adamw",
     "measure_gains",
     "release_gradients",
     "scaled_param_groups",
@@ -24,10 +26,11 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nomadam.diagnostics import gsnr
-    from nomadam.optimizers import gradient_release, param_groups, sgd_sai
+    from nomadam.optimizers import from_adamw, gradient_release, param_groups, sgd_sai
 
     homes = {
         "SGDSaI": sgd_sai,
+        "from_adamw": from_adamw,
         "measure_gains": gsnr,
         "release_gradients": gradient_release,
     }
