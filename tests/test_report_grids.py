@@ -226,6 +226,18 @@ def test_scattered_trials_have_no_heat_map_and_points_without_lines(trials, draw
     assert sum(len(line.get_xdata()) for line in shown) == finished
 
 
+def test_two_trials_with_one_decay_by_chance_are_no_line(tmp_path, drawn):
+    cells = [(1e-4, 0.3), (1e-3, 0.1), (5e-3, 0.1), (1e-2, 0.05), (3e-2, 0.2)]
+    folders = [write_cell(tmp_path / f"{r}", "adamw", r, d) for r, d in cells]
+    comparison = read_comparison(folders)
+    assert len(comparison.families()) == 4
+    sensitivity_figures.draw_sensitivity(comparison, tmp_path)
+    (axes,) = drawn["learning_rate_sensitivity"].axes
+    assert {line.get_linestyle() for line in axes.lines} == {"None"}
+    shown = [x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert sorted(shown) == [rate for rate, _ in cells]
+
+
 def test_trials_do_not_crowd_out_the_finals(trials):
     assert len(trials.arms) == 50 and len(best_of_each(trials)) == 5
     for arm in best_of_each(trials):

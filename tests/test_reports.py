@@ -319,3 +319,20 @@ def test_long_runs_are_thinned_and_keep_their_ends(tmp_path):
 def test_labels_fit_and_never_hide_from_the_legend():
     assert len(shown("x" * 100)) == 34 and "…" in shown("x" * 100)
     assert not shown("_adamw").startswith("_")
+
+
+@pytest.mark.parametrize(
+    ("size", "accuracy", "units"),
+    [
+        ("validation_tokens", None, ("token", "nats per token")),
+        ("validation_pairs", None, ("pair", "nats per token")),
+        ("validation_images", 0.9, ("image", "nats per image")),
+        ("validation_images", None, ("image", "mean squared error")),
+    ],
+)
+def test_units_are_those_of_the_data(tmp_path, size, accuracy, units):
+    result = {} if accuracy is None else {"validation_accuracy": accuracy}
+    data = {"validation_tokens": None, size: 100}
+    folder = write_run(tmp_path / "run", steps=5, data=data, result=result)
+    comparison = read_comparison([folder])
+    assert (comparison.unit, comparison.loss_unit) == units

@@ -10,7 +10,8 @@ from typing import Any
 from nomadam.reports.reading import RunRecord, number, read_folders
 
 # What makes a validation loss another quantity: the text, its tokens, or the part held out.
-DATA_IDENTITY = ("sha256", "tokenizer_sha256", "validation_tokens", "validation_images")
+SIZES = {"validation_images": "image", "validation_pairs": "pair", "validation_tokens": "token"}
+DATA_IDENTITY = ("sha256", "tokenizer_sha256", *SIZES)
 # Beside the model and the data, what makes a comparison of optimizers uneven.
 UNEQUAL_TERMS = ("steps", "batch_size", "accumulation", "precision", "evaluation_batches")
 RATE, DECAY, ARGUMENTS = "optimizer.lr", "optimizer.weight_decay", "optimizer.arguments."
@@ -105,8 +106,19 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """What a row of the data counts, and the loss is the mean of: `token` or `image`."""
-        return "image" if "validation_images" in self.runs[0].data else "token"
+        """What a row of the data counts: `token`, `pair` or `image`."""
+        data = self.runs[0].data
+        return next((unit for key, unit in SIZES.items() if data.get(key) is not None), "token")
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the loss."""
+        if self.unit != "image":
+            return "nats per token"
+        scored = [row for run in self.runs for row in (run.result, *run.metrics)]
+        # Images without an accuracy are not classified but cleared of noise.
+        classified = any("validation_accuracy" in row for row in scored)
+        return "nats per image" if classified else "mean squared error"
 
     def differing_fields(self) -> list[str]:
         """Return the fields of the configuration, the seed apart, that differ between arms."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from nomadam.reports.arms import Arm, Comparison
 from nomadam.reports.cost_figures import draw_costs
-from nomadam.reports.curves import AXES, curves, smoothing_window
+from nomadam.reports.curves import AXES, Curve, curves, smoothing_window
 from nomadam.reports.drawing import (
     CROSS,
     QUIET,
@@ -30,12 +30,12 @@ from nomadam.reports.spread_figures import draw_spreads
 from nomadam.reports.tables import fixed
 
 # With more faint lines than these only the best arm of each optimizer is drawn.
-MOST_FAINT = 40
+MOST_FAINT = 20
 AXIS_LABELS = {"step": "step", "tokens": "training {}s", "seconds": "training time, s"}
 AXIS_TITLES = {"step": "steps", "tokens": "{}s", "seconds": "seconds"}
 PANELS = (
-    ("validation_loss", "Validation loss", "nats per {}"),
-    ("train_loss", "Training loss", "nats per {}"),
+    ("validation_loss", "Validation loss", "{}"),
+    ("train_loss", "Training loss", "{}"),
     ("validation_accuracy", "Validation accuracy", "part right, top-1"),
 )
 
@@ -81,14 +81,23 @@ def _is_crowded(look: dict[str, Look]) -> bool:
 def _top(lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> float | None:
     """Return where the loss axis ends: no line that went far above its start presses the others."""
     named = [c for arm, found in lines for c in found if not look[arm.label].faint]
-    healthy = [c.mean.max() for c in named if not c.diverged]
-    starts = [c.mean[0] for c in named]
+    healthy = [_band(c)[1].max() for c in named if not c.diverged]
+    starts = [_band(c)[1][0] for c in named]
     return min(max(healthy or starts), 1.25 * max(starts)) if starts else None
+
+
+def _band(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    spread = 0.0 if curve.sd is None else curve.sd
+    return curve.mean - spread, curve.mean + spread
+
+
+def _lowest(curve: Curve, look: Look) -> float:
+    return float((curve.mean if look.faint else _band(curve)[0]).min())
 
 
 def _limit_loss(axes: Any, lines: list[tuple[Arm, list[Any]]], look: dict[str, Look]) -> None:
     tops = _top(lines, look)
-    floor = min((c.mean.min() for _, found in lines for c in found), default=0.0)
+    floor = min((_lowest(c, look[arm.label]) for arm, found in lines for c in found), default=0.0)
     if tops is not None and tops > floor:
         margin = 0.05 * (tops - floor)
         axes.set_ylim(floor - margin, tops + margin)
@@ -110,14 +119,7 @@ def _draw_lines(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: 
                 linewidth=1.0 if thin else width,
             )
             if curve.sd is not None and not style.faint:
-                axes.fill_between(
-                    x,
-                    curve.mean - curve.sd,
-                    curve.mean + curve.sd,
-                    alpha=0.18,
-                    color=style.color,
-                    linewidth=0,
-                )
+                axes.fill_between(x, *_band(curve), alpha=0.18, color=style.color, linewidth=0)
             if not style.faint and len(x) <= 60:
                 axes.plot(
                     x,
@@ -140,7 +142,7 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
     if not panels:
         return None
     present = {arm.label for *_, lines in panels for arm, _ in lines}
-    named = [a for a in comparison.arms if a.label in present and not look[a.label].faint]
+    named = [arm for arm in named_arms(comparison) if arm.label in present]
     diverged = any(c.diverged for *_, lines in panels for _, found in lines for c in found)
     against = AXIS_TITLES[axis].format(comparison.unit)
     labels = [*(arm.label for arm in named), *(["diverged"] if diverged else [])]
@@ -154,7 +156,7 @@ def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture
                 _limit_loss(axes, lines, look)
             _draw_lines(axes, lines, axis, look)
             axes.set_title(title)
-            axes.set_ylabel(label.format(comparison.unit))
+            axes.set_ylabel(label.format(comparison.loss_unit))
             axes.margins(x=0.02)
         counting_ticks(all_axes[-1].xaxis)
         all_axes[-1].set_xlabel(AXIS_LABELS[axis].format(comparison.unit))

@@ -320,9 +320,10 @@ def _draw_surface(axes: Any, one: Map, scale: Scale) -> None:
     axes.set_xticks(range(columns), one.rates, fontsize=7.5, rotation=20)
     axes.set_yticks(range(rows), one.decays, fontsize=7.5)
     axes.tick_params(axis="z", labelsize=7.5, pad=1)
+    axes.locator_params(axis="z", nbins=6)
     axes.set_zlim(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1)
-    axes.set_xlabel("learning rate", fontsize=8.5)
-    axes.set_ylabel("decay", fontsize=8.5)
+    axes.set_xlabel("learning rate", fontsize=8.5, labelpad=8)
+    axes.set_ylabel("decay", fontsize=8.5, labelpad=6)
     axes.text2D(0.04, 0.93, shown(one.title, 30), transform=axes.transAxes, fontweight="bold")
     axes.view_init(elev=28, azim=-58)
 

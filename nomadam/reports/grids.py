@@ -48,7 +48,7 @@ def measure_of(comparison: Comparison) -> Measure:
     if any(arm.finals("validation_accuracy") for arm in comparison.arms):
         name = "final accuracy, %"
         return Measure(key="validation_accuracy", name=name, factor=100.0, digits=1, rises=True)
-    name = f"final validation loss, nats per {comparison.unit}"
+    name = f"final validation loss, {comparison.loss_unit}"
     return Measure(key="validation_loss", name=name, factor=1.0, digits=2, rises=False)
 
 

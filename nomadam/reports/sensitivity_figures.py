@@ -89,7 +89,7 @@ def draw_sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
                 axes.axhline(np.nan if level is None else level, color=INK, linewidth=1, zorder=1)
             if panel:
                 axes.set_title(shown(panel, 24), fontsize=8.5)
-        _finish(figure, grid, len(panels), columns, comparison.unit)
+        _finish(figure, grid, len(panels), columns, comparison.loss_unit)
         joined = {one.label for one in series if one.lines}
         handles = [
             Line2D([], [], color=_color(i), marker=_marker(i), linestyle=_line(i, name in joined))
@@ -114,33 +114,34 @@ def draw_sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
 
 
 def _series(comparison: Comparison) -> list[Series]:
-    families = [arms for _, arms in comparison.families() if len(arms) > 1]
+    families = [(label, arms) for label, arms in comparison.families() if len(arms) > 1]
     models = [key for key in comparison.differing_fields() if key.startswith("model.")]
-    if 0 < len(families) <= MOST_ARMS and not models and not rate_decay_grids(comparison):
-        # Few enough for a colour each, whatever they differ in.
-        labels = [label for label, arms in comparison.families() if len(arms) > 1]
-        return [
-            Series(label=label, panel="", lines=(arms,), points=())
-            for label, arms in zip(labels, families, strict=True)
-        ]
-    groups = [
-        (label, [arm for arm in arms if arm.lr is not None and arm.lr > 0])
-        for label, arms in comparison.tuned()
-    ]
+    groups = [(label, _with_rate(arms)) for label, arms in comparison.tuned()]
     found = [
-        _of_group(label, arms, families, _model(arms[0], models))
+        _of_group(label, arms, [own for _, own in families], _model(arms[0], models))
         for label, arms in groups
         if len({arm.lr for arm in arms}) > 1
     ]
+    scattered = any(one.points for one in found) or rate_decay_grids(comparison)
+    if 0 < len(families) <= MOST_ARMS and not models and not scattered:
+        # Few enough for a colour each, whatever they differ in.
+        return [Series(label=label, panel="", lines=(arms,), points=()) for label, arms in families]
     if len({one.label for one in found}) > MOST_ARMS:
         return [replace(one, panel=f"{one.label} {one.panel}".strip()) for one in found]
     return found
+
+
+def _with_rate(arms: Sequence[Arm]) -> list[Arm]:
+    return [arm for arm in arms if arm.lr is not None and arm.lr > 0]
 
 
 def _of_group(label: str, arms: list[Arm], families: list[list[Arm]], model: str) -> Series:
     members = {arm.label for arm in arms}
     winner = best(arms).label
     lines = [family for family in families if family[0].label in members]
+    if len(members) > sum(map(len, lines)):
+        # Among scattered trials two may share all but the rate by chance.
+        lines = [line for line in lines if len(line) > 2]
     lines.sort(key=lambda line: all(arm.label != winner for arm in line))
     in_lines = {arm.label for line in lines for arm in line}
     return Series(
@@ -234,7 +235,7 @@ def _finish(figure: Any, grid: Any, num_panels: int, columns: int, unit: str) ->
     plain_ticks(first.xaxis)
     if num_panels == 1:
         first.set_xlabel("learning rate")
-        first.set_ylabel(f"final validation loss, nats per {unit}")
+        first.set_ylabel(f"final validation loss, {unit}")
         return
     from matplotlib.ticker import LogLocator
 
