@@ -85,11 +85,11 @@ def test_a_product_of_values_is_a_grid_and_scattered_values_are_none():
     scattered = {(0.3 + 0.01 * k, 0.7 - 0.01 * k, "") for k in range(10)}
     assert product_within(some | scattered) == some
     assert product_within(scattered) == set() == product_within(set())
-    # One axis is a line, 2 x 2 cells are too few, and a diagonal with neighbours is too thin.
+    # One axis is a line, 2 x 2 cells are too few, and a ring along the diagonal is too thin.
     assert product_within({(0.1 * k, 0.5, "") for k in range(1, 12)}) == set()
     assert product_within({(r, d, "") for r in (1.0, 2.0) for d in (1.0, 2.0)}) == set()
-    stairs = {(float(k), float(k + step), "") for k in range(12) for step in (0, 1)}
-    assert product_within(stairs) == set()
+    ring = {(float(k), float((k + step) % 12), "") for k in range(12) for step in (0, 1)}
+    assert product_within(ring) == set()
     by_family = {(0.1 * k, 0.5, family) for k in range(1, 4) for family in FAMILIES}
     assert product_within(by_family) == by_family
 

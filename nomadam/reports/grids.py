@@ -115,9 +115,9 @@ def _grids(comparison: Comparison, *fields: str) -> list[Grid]:
 def product_within(places: Collection[Place]) -> set[Place]:
     """Return the places that fill a product of values, nothing where they are scattered.
 
-    Places that share no value with others on an axis go, one after the other. What is left is a
-    grid where at least two axes have several values, and at least six cells, and half of the
-    product, are there: a grid may be unfinished.
+    Places that share no value with others on an axis go, one after the other; with a single axis
+    that is all of them. What is left is a grid where at least six cells, and half of the product,
+    are there: a grid may be unfinished.
 
     Example:
         >>> grid = {(lr, decay, "") for lr in (0.1, 0.2, 0.4) for decay in (0.0, 0.5)}
@@ -136,7 +136,7 @@ def product_within(places: Collection[Place]) -> set[Place]:
         kept = held
     whole = math.prod(len(values) for values in counts)
     filled = len(kept) >= FEWEST_CELLS and 2 * len(kept) >= whole
-    return kept if filled and len(varied) > 1 else set()
+    return kept if filled else set()
 
 
 def grid_cells(
