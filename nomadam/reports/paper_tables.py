@@ -51,16 +51,13 @@ def _section(comparison: Comparison, table: PaperTable, names: Sequence[str]) ->
     first = comparison.runs[0]
     size = "" if first.num_params is None else f", {first.num_params:,.0f} parameters"
     data = str(first.data.get("source") or "unknown data")
-    note = (
-        f"In the paper ({PAPER}): {table.setting} Ours: {', '.join(names)}{size}, on {data}. "
-        "Where these are another model and other data, the order of the optimizers can be "
-        "compared, and the numbers can not."
-    )
+    note = f"In the paper ({PAPER}): {table.setting} Ours: {', '.join(names)}{size}, on {data}."
     if not table.rows:
         return PaperSection(title=table.title, heads=[], cells=[], note=note)
     note += (
-        " Ours: mean over the finished seeds of the arm with the optimizer's best validation loss, "
-        "± one standard deviation where there are several."
+        " Where these are another model and other data, the order of the optimizers can be "
+        "compared, and the numbers can not. Ours: mean over the finished seeds of the arm with the "
+        "optimizer's best validation loss, ± one standard deviation where there are several."
     )
     rows = [
         (paper_name, numbers, _ours(comparison, name))
