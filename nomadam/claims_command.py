@@ -44,6 +44,9 @@ def claims(
         option("--page", metavar="FILE", help="A page whose marked part becomes the tables."),
     ] = None,
     cache: Cache = None,
+    decide: Annotated[
+        bool, typer.Option("--decide", help="Train nothing; decide from what is kept.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what is trained and how long; train nothing.")
     ] = False,
@@ -73,14 +76,20 @@ def claims(
     if dry_run:
         show_budget(budget(settings), as_json=as_json)
         return FINISHED
-    train_all(
-        places,
-        settings,
-        workers=workers,
-        cache=cache,
-        make_progress=NoProgress,
-        tell=terminal.say,
-    )
+    failure = None
+    try:
+        if not decide:
+            train_all(
+                places,
+                settings,
+                workers=workers,
+                cache=cache,
+                make_progress=NoProgress,
+                tell=terminal.say,
+            )
+    except RuntimeError as error:
+        # What has ended is decided all the same.
+        failure = error
     found = verdicts(Evidence(places))
     places.kept.mkdir(parents=True, exist_ok=True)
     write_json(places.kept / "claims.json", found)
@@ -93,6 +102,9 @@ def claims(
     else:
         show_claims(found)
         terminal.show(f"tables: {places.kept / 'claims.md'}")
+    if failure is not None:
+        terminal.say(f"error: {failure}")
+        return FAILED
     return FINISHED
 
 

@@ -37,16 +37,16 @@ from nomadam.experiments.claim_runs import (
     next_run,
     runs_of,
     train_all,
-    trials_of,
+    tuned,
     work_off,
 )
-from nomadam.experiments.claim_settings import SEEDS, TRIALS, folder_name, jobs
+from nomadam.experiments.claim_settings import CANDIDATES, SEEDS, TRIALS, folder_name, jobs
 from nomadam.experiments.kept_runs import keep_run
 from nomadam.experiments.search_spaces import zoomed
 from nomadam.progress import NoProgress
 from nomadam.runs import RunFolder
 
-OF_AN_ARM = TRIALS + len(SEEDS)
+OF_AN_ARM = TRIALS + CANDIDATES + len(SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,9 @@ class TestArms:
         assert lines[0].startswith("short_tiny adamw seed 0 (lr=")
         for job in jobs((TINY,)):
             assert is_done(places, job) and next_run(places, job) is None
-            trials, following = trials_of(places, TINY, job.optimizer)
-            assert following is None and len(trials) == TRIALS
+            found = tuned(places, TINY, job.optimizer)
+            trials = found.trials
+            assert found.following is None and len(trials) == TRIALS
             search = TINY.search(job.optimizer)
             for index, (values, loss) in enumerate(trials):
                 assert values == zoomed(search, index, TRIALS, trials[:index])
@@ -178,7 +179,7 @@ class TestDiverged:
     def test_trials_that_diverge_are_kept_and_never_the_best(self, tmp_path, trained):
         places, fragile = places_in(tmp_path), setting("fragile", "sgdm")
         lines = work(places, fragile)
-        trials, _ = trials_of(places, fragile, "sgdm")
+        trials = tuned(places, fragile, "sgdm").trials
         lost = [values for values, loss in trials if math.isinf(loss)]
         assert 0 < len(lost) < TRIALS == len(trials)
         assert sum("diverged" in line for line in lines[:TRIALS]) == len(lost)

@@ -7,14 +7,20 @@ import pytest
 
 from nomadam.cli import main
 from nomadam.experiments.claim_evidence import Evidence
-from nomadam.experiments.claim_runs import Places, next_run
-from nomadam.experiments.claim_settings import SEEDS, SETTINGS, TRIALS, jobs
+from nomadam.experiments.claim_runs import Places, is_ready, next_run
+from nomadam.experiments.claim_settings import (
+    SECOND_SEED,
+    SEEDS,
+    SETTINGS,
+    TRIALS,
+    jobs,
+)
 from nomadam.experiments.claims import CLAIMS, verdicts
 from nomadam.experiments.configuration import to_json
 from nomadam.reports.claim_pages import claims_page, with_claims
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
-NOISE = {0: 0.0, 1: 0.03, 2: -0.02, 3: 0.01, 4: 0.0, 5: -0.03}
+NOISE = {0: 0.0, SECOND_SEED: 0.0, 1: 0.03, 2: -0.02, 3: 0.01, 4: 0.0, 5: -0.03}
 
 
 def with_arms(name, *optimizers):
@@ -32,14 +38,16 @@ def keep(places, setting, made, result, seed=None, early=None):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
 
 
-def plant(places, setting, losses, *, near_best=0.05, early=None, state=None):
+def plant(places, setting, losses, *, near_best=0.005, early=None, state=None):
     """All trainings of some arms: the best rate is a fifth of the way up, the rest is worse."""
     for job in jobs((setting,)):
+        assert is_ready(places, job)
         while (run := next_run(places, job)) is not None:
             loss = losses[job.optimizer] + NOISE[run.seed]
             low, high = setting.search(job.optimizer).bounds["optimizer.lr"]
             best = low * (high / low) ** 0.2
-            off = abs(run.optimizer.lr / best - 1) * near_best if run.seed == 0 else 0.0
+            tuning = run.seed in (0, SECOND_SEED)
+            off = abs(run.optimizer.lr / best - 1) * near_best if tuning else 0.0
             result = {
                 "validation_loss": loss + off,
                 "validation_accuracy": 1 - loss / 20,
@@ -234,5 +242,5 @@ def test_the_command_decides_what_is_kept(tmp_path, capsys, monkeypatch):
     assert main(["claims", "--out", str(tmp_path / "kept"), "--page", str(page)]) == 0
     kept = json.loads((tmp_path / "kept" / "claims.json").read_text())
     assert len(kept["claims"]) == len(CLAIMS)
-    assert "What the paper says" in page.read_text()
+    assert "The paper's claims" in page.read_text()
     assert "undecided" in capsys.readouterr().out

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nomadam.experiments.claim_runs import Places, final_runs, trials_of
-from nomadam.experiments.claim_settings import SEEDS, SETTINGS, Setting, with_seed
+from nomadam.experiments.claim_runs import Places, final_runs, tuned
+from nomadam.experiments.claim_settings import AT_THE_VALUES_OF, SEEDS, SETTINGS, Setting, with_seed
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
 
@@ -21,12 +21,14 @@ class TunedArm:
     """What the tuning of an arm has found.
 
     Args:
-        values: of the best trial, by the short names of the fields; None without one.
+        source: the arm at whose values it is trained, None where it has its own.
+        values: the best ones, by the short names of the fields; None where they are not known.
         edges: fields whose best value lies at an edge of what was searched.
         diverged: trials that diverged.
         trials: that have ended.
     """
 
+    source: str | None
     values: Values | None
     edges: Mapping[str, Edge]
     diverged: int
@@ -60,9 +62,12 @@ class Evidence:
         return list(self._results(setting, optimizer).values())
 
     def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
-        """A number of the finals of an arm, None where the training diverged."""
+        """A number of the finals of an arm, None where the training diverged or learnt nothing."""
+        worst = self.settings[setting].worst_loss
         return {
-            seed: result[measure] if result["status"] == "finished" else None
+            seed: result[measure]
+            if result["status"] == "finished" and result["validation_loss"] <= worst
+            else None
             for seed, result in self._results(setting, optimizer).items()
         }
 
@@ -83,17 +88,18 @@ class Evidence:
         return found
 
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
-        """What the tuning of an arm has found so far."""
-        search = self.settings[setting].search(optimizer)
-        trials, _ = trials_of(self.places, self.settings[setting], optimizer)
-        finished = [trial for trial in trials if math.isfinite(trial[1])]
-        best = min(finished, key=lambda trial: trial[1])[0] if finished else None
-        edges = search.edges(best, [values for values, _ in trials]) if best else {}
+        """What the tuning of an arm has found so far; of one without, that of its source."""
+        chosen = self.settings[setting]
+        source = optimizer if chosen.is_tuned(optimizer) else AT_THE_VALUES_OF[optimizer]
+        search, found = chosen.search(source), tuned(self.places, chosen, source)
+        best = found.best
+        edges = search.edges(best, [values for values, _ in found.trials]) if best else {}
         return TunedArm(
+            source=None if source == optimizer else source,
             values=None if best is None else {short(field): best[field] for field in best},
             edges={short(field): edge for field, edge in edges.items()},
-            diverged=len(trials) - len(finished),
-            trials=len(trials),
+            diverged=sum(not math.isfinite(loss) for _, loss in found.trials),
+            trials=len(found.trials),
         )
 
     def cells(self, setting: str, optimizer: str, measure: str, diverged: float | None) -> Cells:

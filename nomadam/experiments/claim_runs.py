@@ -14,6 +14,10 @@ from typing import Any
 
 from nomadam.experiments.child_process import explain, run_in_children
 from nomadam.experiments.claim_settings import (
+    AT_THE_VALUES_OF,
+    CANDIDATES,
+    SECOND_SEED,
+    SEEDED,
     SEEDS,
     TRIALS,
     Job,
@@ -22,7 +26,7 @@ from nomadam.experiments.claim_settings import (
     jobs,
     with_seed,
 )
-from nomadam.experiments.configuration import Run, to_json
+from nomadam.experiments.configuration import Run, override, to_json
 from nomadam.experiments.kept_runs import keep_run
 from nomadam.experiments.search_spaces import Values, shown, zoomed
 from nomadam.experiments.study import Study
@@ -66,42 +70,71 @@ class Places:
         result = self.result(setting, run)
         if result is None:
             return None
-        return result["validation_loss"] if result["status"] == "finished" else math.inf
+        loss = result["validation_loss"] if result["status"] == "finished" else math.inf
+        return loss if loss <= setting.worst_loss else math.inf
 
 
-def trials_of(
-    places: Places, setting: Setting, optimizer: str
-) -> tuple[list[tuple[Values, float]], Run | None]:
-    """The trials of an arm that have ended, in their order, and the next one.
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """How far the tuning of an arm has come.
 
     Args:
-        places: where the trainings live.
-        setting: whose arm.
-        optimizer: the arm.
-
-    Returns:
-        Values and loss of each, inf where it diverged; and the Run of the first trial that has not
-        ended, None where all have.
+        trials: values and loss of those that have ended, in their order, inf where one diverged.
+        again: values and mean loss with both tuning seeds, of the best that were repeated.
+        following: the Run that comes next, None where all have ended.
     """
-    search, ended = setting.search(optimizer), []
+
+    trials: list[tuple[Values, float]]
+    again: list[tuple[Values, float]]
+    following: Run | None
+
+    @property
+    def best(self) -> Values | None:
+        """The values of the best mean; None where none is finite, or not all have ended."""
+        finished = [each for each in self.again if math.isfinite(each[1])]
+        if self.following is not None or not finished:
+            return None
+        return min(finished, key=lambda each: each[1])[0]
+
+
+def tuned(places: Places, setting: Setting, optimizer: str) -> Tuned:
+    """How far an arm's tuning has come: trials with one seed, and the best ones with another."""
+    search = setting.search(optimizer)
+    trials: list[tuple[Values, float]] = []
     for index in range(TRIALS):
-        values = zoomed(search, index, TRIALS, ended)
+        values = zoomed(search, index, TRIALS, trials)
         run = search.run(values)
         loss = places.loss(setting, run)
         if loss is None:
-            return ended, run
-        ended.append((values, loss))
-    return ended, None
+            return Tuned(trials=trials, again=[], following=run)
+        trials.append((values, loss))
+    finished = [trial for trial in trials if math.isfinite(trial[1])]
+    again: list[tuple[Values, float]] = []
+    for values, first in sorted(finished, key=lambda trial: trial[1])[:CANDIDATES]:
+        run = seeded(search.run(values), SECOND_SEED)
+        second = places.loss(setting, run)
+        if second is None:
+            return Tuned(trials=trials, again=again, following=run)
+        again.append((values, (first + second) / 2))
+    return Tuned(trials=trials, again=again, following=None)
 
 
 def final_runs(places: Places, setting: Setting, optimizer: str) -> list[Run]:
-    """The Runs of an arm's best trial with the other seeds; none before all trials have ended."""
-    trials, following = trials_of(places, setting, optimizer)
-    finished = [trial for trial in trials if math.isfinite(trial[1])]
-    if following is not None or not finished:
+    """The Runs of an arm's best values with the other seeds; none before these are known."""
+    source = optimizer if setting.is_tuned(optimizer) else AT_THE_VALUES_OF[optimizer]
+    best = tuned(places, setting, source).best
+    if best is None:
         return []
-    best = setting.search(optimizer).run(min(finished, key=lambda trial: trial[1])[0])
-    return [with_seed(best, seed) for seed in SEEDS]
+    run = setting.search(optimizer).run(best)
+    return [seeded(run, seed) for seed in SEEDS]
+
+
+def seeded(run: Run, seed: int) -> Run:
+    """The same Run with another seed, which is also that of an arm that draws its gains."""
+    run = with_seed(run, seed)
+    if run.optimizer.name not in SEEDED:
+        return run
+    return override(run, {"optimizer.arguments.seed": str(seed)})
 
 
 def runs_of(places: Places, job: Job) -> list[Run]:
@@ -109,12 +142,13 @@ def runs_of(places: Places, job: Job) -> list[Run]:
     if job.optimizer is None:
         assert job.seed is not None
         return [with_seed(run, job.seed) for run in job.setting.cells()]
-    search = job.setting.search(job.optimizer)
-    trials, following = trials_of(places, job.setting, job.optimizer)
-    runs = [search.run(values) for values, _ in trials]
-    if following is not None:
-        return [*runs, following]
-    return [*runs, *final_runs(places, job.setting, job.optimizer)]
+    finals = final_runs(places, job.setting, job.optimizer)
+    if not job.setting.is_tuned(job.optimizer):
+        return finals
+    search, found = job.setting.search(job.optimizer), tuned(places, job.setting, job.optimizer)
+    runs = [search.run(values) for values, _ in found.trials]
+    runs += [seeded(search.run(values), SECOND_SEED) for values, _ in found.again]
+    return [*runs, found.following] if found.following is not None else [*runs, *finals]
 
 
 def next_run(places: Places, job: Job) -> Run | None:
@@ -123,10 +157,17 @@ def next_run(places: Places, job: Job) -> Run | None:
     return next((run for run in runs if places.result(job.setting, run) is None), None)
 
 
+def is_ready(places: Places, job: Job) -> bool:
+    """Whether the values are known at which an arm without trials of its own is trained."""
+    if job.optimizer is None or job.setting.is_tuned(job.optimizer):
+        return True
+    return tuned(places, job.setting, AT_THE_VALUES_OF[job.optimizer]).following is None
+
+
 def is_done(places: Places, job: Job) -> bool:
     """Whether all trainings or measurements of a job have ended."""
     if not job.setting.measured:
-        return next_run(places, job) is None
+        return is_ready(places, job) and next_run(places, job) is None
     assert job.seed is not None
     study = job.setting.studies()[job.seed]
     return places.result(job.setting, study, job.seed) is not None
@@ -152,6 +193,11 @@ def work_off(
     while left:
         busy = []
         for job in left:
+            if not is_ready(places, job):
+                # Its source is at work elsewhere, or comes later here; else it has failed.
+                if any(other.serves(job) for other in left):
+                    busy.append(job)
+                continue
             lock = RunFolder(places.work / job.setting.name / job.label)
             try:
                 with lock.locked("working"):

@@ -10,6 +10,9 @@ from nomadam.experiments.stable_diffusion import ConceptData, StableDiffusionLoR
 NEW_CLASS = 0
 KNOWN_CLASSES = tuple(label for label in range(10) if label != NEW_CLASS)
 
+# For Muon: no adapter is an output layer.
+SUITED = {"head": ""}
+
 # Of the second stage.
 LEARNING_RATES: dict[str, float] = {}
 
@@ -56,7 +59,9 @@ def demo(optimizer: str = "sgd_sai") -> Run:
         model=LoRAUNetModel(pretraining=pretrain(), rank=8),
         data=NoisedImageData(classes=(NEW_CLASS,), draws=8),
         # Adapters are small and start from nothing: decay is left out.
-        optimizer=choose_optimizer(optimizer, lr=LEARNING_RATES.get(optimizer), weight_decay=0.0),
+        optimizer=choose_optimizer(
+            optimizer, lr=LEARNING_RATES.get(optimizer), weight_decay=0.0, suited=SUITED
+        ),
         schedule=schedule_for(optimizer, warmup_fraction=0.05),
         steps=600,
         batch_size=32,

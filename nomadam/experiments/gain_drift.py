@@ -1,6 +1,6 @@
 """How far gains move through training and over depth: the numbers and the tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,8 @@ def drift_numbers(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> dict
 
 
 def _groups(blocks: Mapping[str, Any]) -> dict[str, list[str]]:
-    """All blocks, and those with several dimensions and with one apart."""
-    flat = {name: len(block["shape"]) < 2 for name, block in blocks.items()}
+    """All blocks, and those with several dimensions and with one apart, above a size of 1."""
+    flat = {name: sum(size > 1 for size in block["shape"]) < 2 for name, block in blocks.items()}
     groups = {
         "all": list(blocks),
         "matrices": [name for name in blocks if not flat[name]],
@@ -95,7 +95,8 @@ def _measures(
         "rank_correlation_of_first_and_last": rank_correlation(*zip(*both, strict=True))
         if both
         else None,
-        "spread_over_depth": _spread_over_depth(blocks, known),
+        "spread_over_depth": _spread_over_depth(blocks, known, np.median),
+        "largest_spread_over_depth": _spread_over_depth(blocks, known, np.max),
         "rank_correlation_with_depth": _correlation_with_depth(blocks, known),
         "least_of_sqrt_numel": min(ratios, default=None),
         "median_of_sqrt_numel": float(np.median(ratios)) if ratios else None,
@@ -115,14 +116,16 @@ def _layers(
 
 
 def _spread_over_depth(
-    blocks: Mapping[str, Any], known: Mapping[str, Sequence[float]]
+    blocks: Mapping[str, Any],
+    known: Mapping[str, Sequence[float]],
+    reduce: Callable[[Sequence[float]], Any],
 ) -> float | None:
-    """Median over the kinds of tensors: largest over smallest gain of the layers, less 1."""
+    """Of all kinds of tensors in one: largest over smallest gain of the layers, less 1."""
     spreads = [
         max(gain for _, gain in layers) / min(gain for _, gain in layers) - 1
         for layers in _layers(blocks, known)
     ]
-    return float(np.median(spreads)) if spreads else None
+    return float(reduce(spreads)) if spreads else None
 
 
 def _correlation_with_depth(
@@ -153,6 +156,7 @@ def summary_table(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> Tabl
         "part within 1 %",
         "first and last, rank corr.",
         "spread over depth",
+        "largest",
         "with depth, rank corr.",
         "gain / sqrt(numel), least",
         "median",
@@ -165,7 +169,8 @@ def summary_table(blocks: Mapping[str, Any], gains: Mapping[str, Gains]) -> Tabl
         note="Drift: |gain / first gain - 1| of a block over the measured steps; the median over "
         "blocks of their medians, and the largest of all; the part of the blocks that never drift "
         "by 1 %. Spread over depth: largest gain over smallest among the layers of one kind of "
-        "tensor at the last step, less 1, the median over the kinds.",
+        "tensor at the last step, less 1, the median over the kinds, and the "
+        "largest.",
     )
 
 

@@ -10,7 +10,8 @@ from nomadam.durable_files import write_atomically
 def keep_run(run: Path, out: Path) -> None:
     """Copy what is small of a finished run folder or a study's, and no paths of the machine.
 
-    Of a run are kept its JSON files, and the steps of ``metrics.jsonl`` at which it was evaluated.
+    Of a run are kept its JSON files, its samples, and the steps of ``metrics.jsonl`` at which it
+    was evaluated.
     ``result.json`` comes last, so that a folder with it is whole.
 
     Args:
@@ -25,6 +26,8 @@ def keep_run(run: Path, out: Path) -> None:
     result = (run / "result.json").read_bytes()
     environment = json.loads((run / "environment.json").read_bytes())
     kept["environment.json"] = (json.dumps(_without_paths(environment), indent=2) + "\n").encode()
+    if (run / "samples.png").exists():
+        kept["samples.png"] = (run / "samples.png").read_bytes()
     if (run / "metrics.jsonl").exists():
         lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         evaluated = [line for line in lines if "validation_loss" in json.loads(line)]

@@ -220,6 +220,8 @@ class LoRAOnWeights(Adapters):
             ValueError: no weights of a GPT-2 there, or a vocabulary or context too large for them.
             ImportError: a library is missing, naming the extra to install.
         """
+        from nomadam.experiments.data.saved_models import read_model
+
         try:
             from transformers import GPT2LMHeadModel
         except ImportError as error:
@@ -232,12 +234,7 @@ class LoRAOnWeights(Adapters):
                     f"model.safetensors of a GPT-2, but {name} is not there"
                 )
         off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        try:
-            base: Any = GPT2LMHeadModel.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, use_cache=False, **off
-            )
-        except Exception as error:  # the library and its readers raise types without a parent
-            raise ValueError(f"{folder} holds no weights of a GPT-2: {error}") from error
+        base = read_model(GPT2LMHeadModel, folder, use_cache=False, **off)
         most, longest = base.config.vocab_size, base.config.n_positions
         require(vocab_size <= most, "the tokenizer's size", vocab_size, f"at most {most}")
         require(context <= longest, "data.context", context, f"at most {longest}")

@@ -10,6 +10,8 @@ LEARNING_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 # At a momentum of 0.9 a rate of torch's SGD is a tenth of the same rate in EMA form.
 EMA_FORM = 10.0
 DECAY_FACTORS = (0.1, 1.0, 10.0)
+# Of the weights, by which a step at the middle of a grid shrinks them.
+STEP_DECAY = 1e-4
 
 
 def grid_cell(
@@ -47,11 +49,14 @@ def grid_cell(
 
 
 def decay_cells(optimizer: str, learning_rates: Sequence[float]) -> list[OptimizerChoice]:
-    """The optimizer at each rate with a tenth, once and ten times the decay of its row.
+    """The optimizer at each rate with three decays, a factor of 10 apart.
+
+    At the middle rate and decay a step takes a 1e-4th of the weights, whatever the optimizer, so
+    that grids around the rates of different optimizers have decays of the same strength.
 
     Args:
         optimizer: a name of the table of baselines.
-        learning_rates: as the optimizer takes them, each at least 0.
+        learning_rates: as the optimizer takes them, in order, each above 0.
 
     Raises:
         ValueError: for an optimizer that is not in the table, with the nearest names.
@@ -60,9 +65,9 @@ def decay_cells(optimizer: str, learning_rates: Sequence[float]) -> list[Optimiz
         >>> [choice.weight_decay for choice in decay_cells("sgd_sai", [1e-2])]
         [0.001, 0.01, 0.1]
     """
-    decay = choose_optimizer(optimizer).weight_decay
+    middle = STEP_DECAY / learning_rates[len(learning_rates) // 2]
     return [
-        choose_optimizer(optimizer, lr=lr, weight_decay=factor * decay)
+        choose_optimizer(optimizer, lr=lr, weight_decay=float(f"{factor * middle:.6g}"))
         for lr in learning_rates
         for factor in DECAY_FACTORS
     ]

@@ -61,6 +61,7 @@ class StableDiffusionLoRAModel:
         """
         from nomadam.experiments.adapters import adapted
         from nomadam.experiments.data.concept_pictures import check_weights
+        from nomadam.experiments.data.saved_models import read_model
 
         check_weights(weights)
         try:
@@ -68,13 +69,13 @@ class StableDiffusionLoRAModel:
         except ImportError as error:
             needs = "Stable Diffusion needs diffusers"
             raise ImportError(f'{needs}: pip install "nomadam[lab]"') from error
-        options: Any = {"local_files_only": True, "use_safetensors": True}
-        try:
-            unet = UNet2DConditionModel.from_pretrained(Path(weights, "unet"), **options)
-        except Exception as error:  # the library raises many kinds for a file that is damaged
+        unet = read_model(UNet2DConditionModel, Path(weights, "unet"))
+        more = unet.config.addition_embed_type
+        if more is not None:
             raise ValueError(
-                f"data.weights = {weights!r}: unet can not be read: {error}"
-            ) from error
+                f"data.weights = {weights!r}: its UNet has addition_embed_type = {more!r}, as that "
+                "of Stable Diffusion XL; must be one that a text alone conditions"
+            )
         return adapted(unet, rank=self.rank, alpha=self.alpha, dropout=0.0, targets=self.targets)
 
     def loss(self, module: "torch.nn.Module", batch: "ConceptBatch") -> "torch.Tensor":

@@ -3,13 +3,13 @@
 All is decided by an interval: the 95 % interval of the mean of at least five differences, paired by
 seed, of which less is better for the claim. A claim with a margin
 
-- is *held* where the whole interval is at or below the margin,
+- is *held* where the whole interval is at or below the margin, below it where that is 0,
 - is *not held* where the whole interval is above it,
 - and is *undecided* otherwise, and with fewer than five pairs.
 
 So *matches AdamW* has a margin of half a per cent of AdamW's loss (one point of accuracy), and
 *beats AdamW* has none. A training of ours that diverges at a seed at which AdamW's does not is
-worse than any margin: the claim is not held.
+worse than any margin: the claim is not held, once five seeds have ended.
 """
 
 import math
@@ -80,13 +80,20 @@ class Pairs:
         differences: ours − theirs at the seeds that both have finished.
         reference: mean of theirs at the same seeds, nan without any.
         failed: seeds at which ours diverged and theirs did not.
+        theirs_failed: seeds at which theirs diverged and ours did not.
         left_out: seeds that are in no mean: either diverged, or has not ended.
     """
 
     differences: dict[int, float]
     reference: float
     failed: tuple[int, ...]
+    theirs_failed: tuple[int, ...]
     left_out: tuple[int, ...]
+
+    @property
+    def ended(self) -> int:
+        """Seeds at which one has finished and the other has finished or diverged."""
+        return len(self.differences) + len(self.failed) + len(self.theirs_failed)
 
     @property
     def interval(self) -> Interval | None:
@@ -104,16 +111,18 @@ def paired(ours: Finals, theirs: Finals) -> Pairs:
 
     Example:
         >>> paired({1: 2.0, 2: None, 3: 1.0}, {1: 1.5, 2: 1.5, 3: None})
-        Pairs(differences={1: 0.5}, reference=1.5, failed=(2,), left_out=(2, 3))
+        Pairs(differences={1: 0.5}, reference=1.5, failed=(2,), theirs_failed=(3,), left_out=(2, 3))
     """
     seeds = sorted(set(ours) | set(theirs))
     both = [s for s in seeds if ours.get(s) is not None and theirs.get(s) is not None]
     differences = {seed: _number(ours[seed]) - _number(theirs[seed]) for seed in both}
     failed = [s for s in seeds if s in ours and ours[s] is None and theirs.get(s) is not None]
+    lost = [s for s in seeds if s in theirs and theirs[s] is None and ours.get(s) is not None]
     return Pairs(
         differences=differences,
         reference=statistics.fmean(_number(theirs[s]) for s in both) if both else math.nan,
         failed=tuple(failed),
+        theirs_failed=tuple(lost),
         left_out=tuple(seed for seed in seeds if seed not in both),
     )
 
@@ -124,7 +133,7 @@ def _number(value: float | None) -> float:
 
 
 def decide(interval: Interval | None, margin: float = 0.0) -> Verdict:
-    """The verdict on "at most ``margin``".
+    """The verdict on "at most ``margin``"; with a margin of 0, on "below 0".
 
     Args:
         interval: of differences of which less is better for the claim; None without any.
@@ -138,19 +147,22 @@ def decide(interval: Interval | None, margin: float = 0.0) -> Verdict:
     """
     if interval is None or interval.n < SMALLEST_PAIRS:
         return "undecided"
-    if interval.high <= margin:
+    if interval.high < margin or interval.high == margin != 0.0:
         return "held"
     return "not held" if interval.low > margin else "undecided"
 
 
 def decide_pairs(pairs: Pairs, margin: float = 0.0) -> Verdict:
-    """The verdict on "our number is at most theirs + ``margin``", divergences counted.
+    """The same for pairs; divergences count, once enough seeds have ended.
 
     Example:
-        >>> decide_pairs(paired({1: None}, {1: 2.0}))
+        >>> theirs = {seed: 2.0 for seed in range(5)}
+        >>> decide_pairs(paired({**theirs, 0: None}, theirs))
         'not held'
     """
-    return "not held" if pairs.failed else decide(pairs.interval, margin)
+    if pairs.failed and pairs.ended >= SMALLEST_PAIRS:
+        return "not held"
+    return decide(pairs.interval, margin)
 
 
 def matches(loss: Pairs) -> Verdict:
@@ -203,7 +215,7 @@ def equivalent(pairs: Pairs) -> Verdict:
         'not held'
     """
     margin = MATCH_PERCENT / 100 * abs(pairs.reference)
-    if pairs.failed:
+    if (pairs.failed or pairs.theirs_failed) and pairs.ended >= SMALLEST_PAIRS:
         return "not held"
     if pairs.interval is None:
         return "undecided"
@@ -218,8 +230,8 @@ def decades_near_best(losses: Mapping[float, float | None], percent: float = 2.0
     the widths are added up.
 
     Args:
-        losses: learning rate to final loss, None where it diverged; at least two rates, and one
-            that did not diverge.
+        losses: learning rate to final loss, None where it diverged; at least two rates. 0 decades
+            where all diverged.
         percent: of the best loss.
 
     Example:
@@ -228,7 +240,9 @@ def decades_near_best(losses: Mapping[float, float | None], percent: float = 2.0
     """
     rates = sorted(losses)
     logs = [math.log10(rate) for rate in rates]
-    best = min(loss for loss in losses.values() if loss is not None)
+    best = min((loss for loss in losses.values() if loss is not None), default=None)
+    if best is None:
+        return 0.0
     gaps = [after - before for before, after in zip(logs, logs[1:], strict=False)]
     widths = [
         (before + after) / 2

@@ -14,6 +14,8 @@ from torch.optim.optimizer import ParamsT
 from nomadam.optimizers.options import check_learning_rate, check_range
 from nomadam.optimizers.param_groups import EMBEDDINGS, NORMS, decay_groups, trainable_parameters
 
+# Factors of peft, whose rows are no heads, whatever layer they adapt.
+ADAPTERS = ("lora_a", "lora_b")
 QUERY_KEY = {"q_proj", "k_proj", "query", "key", "wq", "wk"}
 VALUE_OUT = {"v_proj", "value", "wv", "o_proj", "out_proj", "wo", "c_proj", "proj", "dense"}
 FUSED = {"c_attn", "qkv", "in_proj"}  # query, key and value stacked, each with its heads in order
@@ -289,6 +291,8 @@ def _kind(name: str, parameter: nn.Parameter, holders: list[nn.Module], transpos
     if parameter.ndim < 2 or any(isinstance(module, NORMS) for module in holders):
         return "whole"
     if any(isinstance(module, EMBEDDINGS) for module in holders):
+        return "row"
+    if any(part in ADAPTERS for part in path):
         return "row"
     linear = transposed or any(isinstance(module, nn.Linear) for module in holders)
     role = path[-2] if len(path) > 1 else ""

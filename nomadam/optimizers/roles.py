@@ -227,5 +227,7 @@ def _known_names(argument: str, names: Names, named: dict[str, nn.Parameter]) ->
 
 
 def _listed(names: Names) -> list[str]:
-    """Names as a list; a text has them with commas, as a JSON scalar must."""
-    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    """Names as a list; a text has them with commas, as a JSON scalar must, and none if empty."""
+    if isinstance(names, str):
+        return [name.strip() for name in names.split(",")] if names.strip() else []
+    return list(names)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nomadam.durable_files import sha256
 from nomadam.experiments.data.image_folder import FORMATS
+from nomadam.experiments.data.saved_models import read_model
 
 if TYPE_CHECKING:
     import torch
@@ -274,17 +275,15 @@ def read_parts(weights: str) -> tuple[Any, Any, Any, Any]:
     except ImportError as error:
         needs = "Stable Diffusion needs diffusers and transformers"
         raise ImportError(f'{needs}: pip install "nomadam[lab]"') from error
-    options: Any = {"local_files_only": True, "use_safetensors": True}
     folder = Path(weights)
+    vae = read_model(AutoencoderKL, folder / "vae").eval()
+    encoder = read_model(CLIPTextModel, folder / "text_encoder").eval()
     try:
-        return (
-            AutoencoderKL.from_pretrained(folder / "vae", **options).eval(),
-            CLIPTextModel.from_pretrained(folder / "text_encoder", **options).eval(),
-            CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
-        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        schedule = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except Exception as error:  # the libraries raise many kinds for a file that is damaged
         raise ValueError(f"data.weights = {weights!r} can not be read: {error}") from error
+    return vae, encoder, tokenizer, schedule
 
 
 def _latents(vae: Any, pixels: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:

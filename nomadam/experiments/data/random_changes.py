@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 GREY = (128, 128, 128)
 CROP_DRAWS = 4
-DRAWS_A_CHANGE = 2
+DRAWS_A_CHANGE = 3
+# The side of the pictures of the recipe, whose shifts and squares are counted in pixels.
+RECIPE_SIDE = 224
 
 
 def random_crop(
@@ -81,48 +83,53 @@ def mirrored(picture: "Image.Image", draw: float) -> "Image.Image":
 def random_changes(
     picture: "Image.Image", draws: Sequence[float], *, magnitude: float
 ) -> "Image.Image":
-    """RandAugment: some of fourteen changes, each drawn anew, all of one magnitude.
+    """RandAugment: some of sixteen changes, each drawn anew and made always, all of one magnitude.
 
-    At magnitude M of 10, with s = M / 10 and either sign where there is one: rotate by 30 s
-    degrees; shear by 0.3 s; translate by 0.45 s of the side; colour, contrast, brightness and
-    sharpness times 1 ± 0.9 s; solarize above 256 (1 − s); posterize to 8 − 4 s bits; autocontrast,
-    equalize and identity have no strength. What comes in at the border is grey.
+    At magnitude M of 10, with s = M / 10: rotate by ± 30 s degrees; shear by ± 0.3 s; translate by
+    ± 100 s pixels; paint a square grey, 40 s pixels from its centre to each side, which is any
+    pixel; colour, contrast, brightness and sharpness times 1.8 s + 0.1; posterize to 4 s bits, at
+    least 1; solarize from 256 s on; add 110 s to values below 128; autocontrast, equalize and
+    invert have no strength. Counts are rounded down. So at 10 a picture is never solarized, and
+    colours are strengthened always. Pixels are those of pictures of 224, in proportion for others.
+    What comes in at the border is grey, and the nearest pixel is taken.
 
     Args:
         picture: in red, green and blue; not modified.
-        draws: two numbers a change: which one, and its sign.
+        draws: three numbers a change: which one, and the two places of a square, the first of
+            which is also the sign.
         magnitude: M, from 0 to 10.
 
-    Source: arXiv 1909.13719, section 3, with the strengths of arXiv 1805.09501, table 6.
+    Source: arXiv 1909.13719, section 3. The changes and their strengths are those of the recipe of
+    arXiv 2205.01580: `randaug(2,10)` in `configs/vit_s16_i1k.py` of google-research/big_vision,
+    which is `distort_image_with_randaugment` of `pp/archive/autoaugment.py`.
 
     Example:
         >>> from PIL import Image
         >>> grey = Image.new("RGB", (4, 4), GREY)
-        >>> random_changes(grey, [0.99, 0.2], magnitude=10) == grey
-        False
+        >>> third = 2.5 / 16  # invert
+        >>> random_changes(grey, [third, 0.2, 0.7], magnitude=10).getpixel((0, 0))
+        (127, 127, 127)
     """
     strength = magnitude / 10
-    for which, sign in zip(draws[::2], draws[1::2], strict=True):
+    for which, right, down in zip(draws[::3], draws[1::3], draws[2::3], strict=True):
         change = CHANGES[int(which * len(CHANGES))]
-        picture = change(picture, strength if sign < 0.5 else -strength)
+        picture = change(picture, strength, (right, down))
     return picture
 
 
-Change = Callable[["Image.Image", float], "Image.Image"]
+# Of a picture, a strength from 0 to 1, and two numbers from 0 to below 1.
+Change = Callable[["Image.Image", float, tuple[float, float]], "Image.Image"]
 
 
-def _identity(picture: "Image.Image", strength: float) -> "Image.Image":
-    return picture
+def _operation(name: str) -> Change:
+    """One of Pillow's ImageOps that has no strength."""
 
-
-def _operation(name: str, argument: Callable[[float], int] | None = None) -> Change:
-    """One of Pillow's ImageOps, with an argument that follows the strength."""
-
-    def change(picture: "Image.Image", strength: float) -> "Image.Image":
+    def change(
+        picture: "Image.Image", strength: float, draws: tuple[float, float]
+    ) -> "Image.Image":
         from PIL import ImageOps
 
-        arguments = () if argument is None else (argument(abs(strength)),)
-        return getattr(ImageOps, name)(picture, *arguments)
+        return getattr(ImageOps, name)(picture)
 
     return change
 
@@ -130,53 +137,92 @@ def _operation(name: str, argument: Callable[[float], int] | None = None) -> Cha
 def _enhance(name: str) -> Change:
     """One of Pillow's ImageEnhance, which leave a picture as it is at 1."""
 
-    def change(picture: "Image.Image", strength: float) -> "Image.Image":
+    def change(
+        picture: "Image.Image", strength: float, draws: tuple[float, float]
+    ) -> "Image.Image":
         from PIL import ImageEnhance
 
-        return getattr(ImageEnhance, name)(picture).enhance(1 + 0.9 * strength)
+        return getattr(ImageEnhance, name)(picture).enhance(1.8 * strength + 0.1)
 
     return change
 
 
-def _rotate(picture: "Image.Image", strength: float) -> "Image.Image":
-    from PIL import Image
+def _values(changed: Callable[[int, float], int]) -> Change:
+    """Each value alone, from 0 to 255, by itself and the strength."""
 
-    return picture.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=GREY)
+    def change(
+        picture: "Image.Image", strength: float, draws: tuple[float, float]
+    ) -> "Image.Image":
+        return picture.point([changed(value, strength) for value in range(256)] * 3)
+
+    return change
 
 
-def _affine(place: int, amount: float, *, of_side: bool = False) -> Change:
+def _posterized(value: int, strength: float) -> int:
+    lost = 8 - max(1, int(4 * strength))
+    return value >> lost << lost
+
+
+def _solarized(value: int, strength: float) -> int:
+    return value if value < int(256 * strength) else 255 - value
+
+
+def _added(value: int, strength: float) -> int:
+    return min(255, value + int(110 * strength)) if value < 128 else value
+
+
+def _rotate(picture: "Image.Image", strength: float, draws: tuple[float, float]) -> "Image.Image":
+    return picture.rotate(_signed(30 * strength, draws), fillcolor=GREY)
+
+
+def _affine(place: int, amount: float, *, pixels: bool = False) -> Change:
     """One number of the map from the new picture's places to the old one's."""
 
-    def change(picture: "Image.Image", strength: float) -> "Image.Image":
+    def change(
+        picture: "Image.Image", strength: float, draws: tuple[float, float]
+    ) -> "Image.Image":
         from PIL import Image
 
-        side = (picture.width if place == 2 else picture.height) if of_side else 1
+        side = (picture.width if place == 2 else picture.height) / RECIPE_SIDE if pixels else 1
         numbers = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        numbers[place] += amount * strength * side
+        numbers[place] += _signed(amount * strength * side, draws)
         return picture.transform(
-            picture.size,
-            Image.Transform.AFFINE,
-            numbers,
-            Image.Resampling.BILINEAR,
-            fillcolor=GREY,
+            picture.size, Image.Transform.AFFINE, numbers, Image.Resampling.NEAREST, fillcolor=GREY
         )
 
     return change
 
 
+def _cut_out(picture: "Image.Image", strength: float, draws: tuple[float, float]) -> "Image.Image":
+    """Paint a square grey, of which a part may lie outside."""
+    box = [0, 0, 0, 0]
+    for axis, (side, draw) in enumerate(zip(picture.size, draws, strict=True)):
+        half, centre = int(40 * strength * side / RECIPE_SIDE), int(draw * side)
+        box[axis], box[axis + 2] = max(0, centre - half), min(side, centre + half)
+    picture = picture.copy()
+    picture.paste(GREY, tuple(box))
+    return picture
+
+
+def _signed(amount: float, draws: tuple[float, float]) -> float:
+    return amount if draws[0] < 0.5 else -amount
+
+
 CHANGES: tuple[Change, ...] = (
-    _identity,
     _operation("autocontrast"),
     _operation("equalize"),
+    _operation("invert"),
     _rotate,
-    _operation("posterize", lambda strength: round(8 - 4 * strength)),
+    _values(_posterized),
+    _values(_solarized),
     _enhance("Color"),
     _enhance("Contrast"),
     _enhance("Brightness"),
     _enhance("Sharpness"),
     _affine(1, 0.3),
     _affine(3, 0.3),
-    _affine(2, 0.45, of_side=True),
-    _affine(5, 0.45, of_side=True),
-    _operation("solarize", lambda strength: round(256 * (1 - strength))),
+    _affine(2, 100, pixels=True),
+    _affine(5, 100, pixels=True),
+    _cut_out,
+    _values(_added),
 )
