@@ -91,10 +91,15 @@ def test_the_middle_of_a_picture_is_taken():
     assert mirrored(mirrored(lopsided, 0.1), 0.1) == lopsided != mirrored(lopsided, 0.1)
 
 
-def changed(index, sign, magnitude, picture):
-    return random_changes(
-        picture, [(index + 0.5) / len(CHANGES), 0.1 if sign > 0 else 0.9], magnitude=magnitude
-    )
+NAMES = (
+    "autocontrast equalize invert rotate posterize solarize color contrast brightness sharpness "
+    "shear_x shear_y translate_x translate_y cutout solarize_add"
+).split()
+
+
+def changed(name, magnitude, picture, right=0.1, down=0.5):
+    which = (NAMES.index(name) + 0.5) / len(CHANGES)
+    return random_changes(picture, [which, right, down], magnitude=magnitude)
 
 
 def subdued():
@@ -103,30 +108,68 @@ def subdued():
     return Image.fromarray(pixels)
 
 
-def test_at_magnitude_0_only_what_has_no_strength_changes_a_picture():
+def test_the_recipe_has_sixteen_changes_of_which_one_does_nothing_at_10():
     picture = subdued()
-    other = [i for i in range(len(CHANGES)) if changed(i, 1, 0, picture) != picture]
-    assert len(CHANGES) == 14 and other == [1, 2]  # autocontrast and equalize
+    moved = {name: changed(name, 10, picture) for name in NAMES}
+    assert len(CHANGES) == 16
+    assert [name for name in NAMES if moved[name] == picture] == ["solarize"]  # from 256 on
+    assert all(each.size == (40, 40) and each.mode == "RGB" for each in moved.values())
+    signed = [name for name in NAMES if changed(name, 10, picture, right=0.9) != moved[name]]
+    assert signed == ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "cutout"]
 
 
-def test_every_change_but_the_identity_changes_at_magnitude_10_and_by_its_sign():
+def test_what_a_magnitude_of_0_leaves_as_it_is():
     picture = subdued()
-    moved = [changed(index, 1, 10, picture) for index in range(14)]
-    assert [index for index in range(14) if moved[index] == picture] == [0]
-    assert all(each.size == (40, 40) and each.mode == "RGB" for each in moved)
-    signed = [i for i in range(14) if changed(i, -1, 10, picture) != moved[i]]
-    assert signed == [3, 5, 6, 7, 8, 9, 10, 11, 12]
+    same = {name for name in NAMES if changed(name, 0, picture) == picture}
+    moving = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    assert same == moving | {"cutout", "solarize_add"}
 
 
-def test_the_strengths_are_those_that_are_stated():
+def test_the_strengths_are_those_of_the_recipe():
     picture = Image.new("RGB", (20, 20), (10, 100, 201))
-    right = np.asarray(changed(11, 1, 10, picture))
-    assert (right[0, :, 0] == GREY[0]).sum() == 9  # 0.45 of the side
-    assert changed(13, 1, 10, picture).getpixel((0, 0)) == (245, 155, 54)
-    assert changed(13, 1, 5, picture).getpixel((0, 0)) == (10, 100, 54)
-    assert changed(4, 1, 10, picture).getpixel((0, 0)) == (0, 96, 192)
-    assert changed(7, 1, 10, picture).getpixel((0, 0)) == (19, 190, 255)
-    assert changed(7, -1, 10, picture).getpixel((0, 0)) == (1, 10, 20)
+
+    def pixel(name, magnitude):
+        return changed(name, magnitude, picture).getpixel((0, 0))
+
+    assert pixel("invert", 10) == (245, 155, 54)
+    assert pixel("solarize", 9.9) == (10, 100, 201)  # from 253 on
+    assert pixel("solarize", 5) == (10, 100, 54)
+    assert pixel("solarize_add", 10) == (120, 210, 201)
+    assert pixel("solarize_add", 5) == (65, 155, 201)
+    assert pixel("posterize", 10) == (0, 96, 192)
+    assert pixel("posterize", 0) == (0, 0, 128)
+    assert pixel("brightness", 10) == (19, 190, 255)
+    assert pixel("brightness", 5) == (10, 100, 201)
+    assert pixel("brightness", 0) == (1, 10, 20)
+
+
+def grey_box(picture):
+    """Left, top, right and bottom of what is grey."""
+    rows, columns = np.nonzero((np.asarray(picture) == GREY).all(2))
+    assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def test_shifts_and_squares_are_counted_in_pixels_of_224():
+    picture = Image.new("RGB", (224, 224), (10, 100, 201))
+    assert grey_box(changed("translate_x", 10, picture)) == (124, 0, 224, 224)
+    assert grey_box(changed("translate_y", 10, picture, right=0.9)) == (0, 0, 224, 100)
+    assert grey_box(changed("cutout", 10, picture, 0.5, 0.25)) == (72, 16, 152, 96)
+    assert grey_box(changed("cutout", 10, picture, 0.0, 0.999)) == (0, 183, 40, 224)
+    half = picture.resize((112, 112))
+    assert grey_box(changed("translate_x", 10, half)) == (62, 0, 112, 112)
+    assert grey_box(changed("cutout", 10, half, 0.5, 0.25)) == (36, 8, 76, 48)
+    assert picture.getcolors() == [(224 * 224, (10, 100, 201))]
+
+
+def test_angles_and_shears():
+    picture = Image.new("RGB", (224, 224), (10, 100, 201))
+    assert changed("rotate", 10, picture) == picture.rotate(30, fillcolor=GREY)
+    assert changed("rotate", 5, picture, right=0.9) == picture.rotate(-15, fillcolor=GREY)
+    last_row = np.asarray(changed("shear_x", 10, picture))[-1, :, 0]
+    assert (last_row == GREY[0]).sum() == 67  # 0.3 of the height
+    last_column = np.asarray(changed("shear_y", 5, picture))[:, -1, 0]
+    assert (last_column == GREY[0]).sum() == 34
 
 
 def test_a_batch_is_a_pure_function_of_seed_step_and_micro(data):

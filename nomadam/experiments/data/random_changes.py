@@ -195,13 +195,17 @@ def _affine(place: int, amount: float, *, pixels: bool = False) -> Change:
 
 def _cut_out(picture: "Image.Image", strength: float, draws: tuple[float, float]) -> "Image.Image":
     """Paint a square grey, of which a part may lie outside."""
-    box = [0, 0, 0, 0]
-    for axis, (side, draw) in enumerate(zip(picture.size, draws, strict=True)):
-        half, centre = int(40 * strength * side / RECIPE_SIDE), int(draw * side)
-        box[axis], box[axis + 2] = max(0, centre - half), min(side, centre + half)
+    (left, right), (top, bottom) = (
+        _square(side, strength, draw) for side, draw in zip(picture.size, draws, strict=True)
+    )
     picture = picture.copy()
-    picture.paste(GREY, tuple(box))
+    picture.paste(GREY, (left, top, right, bottom))
     return picture
+
+
+def _square(side: int, strength: float, draw: float) -> tuple[int, int]:
+    half, centre = int(40 * strength * side / RECIPE_SIDE), int(draw * side)
+    return max(0, centre - half), min(side, centre + half)
 
 
 def _signed(amount: float, draws: tuple[float, float]) -> float:
