@@ -57,6 +57,21 @@ def test_other_modes_become_red_green_blue(tmp_path):
         assert read_picture(file, "x").mode == "RGB"
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.tiff", "x.ppm"])
+def test_greys_of_16_bits_keep_their_upper_8(tmp_path, name):
+    values = np.array([[0, 257, 32896], [32700, 65535, 1000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / name)
+    read = np.asarray(read_picture(tmp_path / name, name))
+    assert (read == np.array([[0, 1, 128], [127, 255, 4]])[:, :, None]).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_of_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((2, 2), kind)).save(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match="x.tiff can not be read as a picture: it has values of 3"):
+        read_picture(tmp_path / "x.tiff", "x.tiff")
+
+
 def damage(folder, kind):
     if kind == "held-out pictures without classes":
         (folder / "val" / "ant" / "0.png").rename(folder / "val" / "0.png")

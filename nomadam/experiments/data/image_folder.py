@@ -55,12 +55,15 @@ class Pictures:
 def read_picture(content: Path | bytes, place: str) -> "Image.Image":
     """Decode a picture, in red, green and blue.
 
+    Of 16 bits the upper 8 are kept, rounded: 65535 becomes 255.
+
     Args:
         content: a file, or the bytes of one.
         place: what it is called where it fails.
 
     Errors:
-        ValueError: no picture of a known format, a damaged or too large one.
+        ValueError: no picture of a known format, a damaged or too large one, or one with values
+            of 32 bits, of which nobody can tell which is white.
         ImportError: without Pillow, naming the extra to install.
     """
     try:
@@ -70,10 +73,23 @@ def read_picture(content: Path | bytes, place: str) -> "Image.Image":
     file = content if isinstance(content, Path) else io.BytesIO(content)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return image.convert("RGB")
+            return _of_eight_bits(image).convert("RGB")
     # Readers of damaged files raise more kinds than OSError.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{place} can not be read as a picture: {error}") from error
+
+
+def _of_eight_bits(image: "Image.Image") -> "Image.Image":
+    """The same picture, where it has one value of 16 bits a pixel in its upper 8."""
+    from PIL import Image
+
+    # These formats have no more than 16 bits, though Pillow may hold them in 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has values of 32 bits; save it with 8 or 16 bits a value")
+    return image
 
 
 def load_pictures(
