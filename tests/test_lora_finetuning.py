@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from test_text_pairs import e2e_folder
 from tiny_training import assert_same_training, go, raise_signal_at, weights
 
 from nomadam.experiments.adapters import SplitProjection, adapted, split_attention
@@ -290,69 +289,3 @@ def test_wrong_settings_are_named(changes, words):
         override(demo("adamw"), changes)
     with pytest.raises(ValueError, match="model.pretraining.model = .*: must be a GPT2Model"):
         LoRAModel(pretraining=gpt2_medium_e2e())
-
-
-# Weights and data from this machine
-
-
-@pytest.fixture
-def medium(tmp_path):
-    """A GPT-2 as transformers saves it, E2E's files and a tokenizer, in one folder."""
-    folder = e2e_folder(tmp_path)
-    gpt2(vocab_size=300, n_positions=128, resid_pdrop=0.5).save_pretrained(folder)
-    return folder
-
-
-def e2e_run(folder, **changes):
-    settings = {"model.weights": str(folder), "data.source": str(folder), "steps": "4"}
-    settings |= {"data.tokenizer": str(folder), "data.context": "100", "batch_size": "2"}
-    settings |= {"evaluate_every": "2", "checkpoint_every": "2", "model.text_tokens": "3"}
-    return override(gpt2_medium_e2e("sgd_sai"), {**settings, "precision": "fp32", **changes})
-
-
-def test_e2e_runs_from_local_files_and_goes_on_exactly(tmp_path, medium):
-    run = e2e_run(medium)
-    result = go(run, tmp_path / "whole")
-    assert result["judged_texts"] == 2 and result["num_params"] == 2 * 2 * (4 * 8 + 8 * 4)
-    assert result["validation_cross_entropy"] != result["validation_loss"]  # it has no smoothing
-    with pytest.raises(Interrupted):
-        go(run, tmp_path / "parts", progress=raise_signal_at(1, "SIGINT"))
-    go(run, tmp_path / "parts")
-    assert_same_training(tmp_path / "whole", tmp_path / "parts", 4)
-    module = run.model.build(vocab_size=300, context=100)
-    dropouts = {each.p for each in module.modules() if isinstance(each, torch.nn.Dropout)}
-    assert dropouts == {0.0, 0.1}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("config.json", None, "config.json is not there"),
-        ("model.safetensors", None, "model.safetensors is not there"),
-        ("config.json", b"{", "holds no weights of a GPT-2"),
-        ("model.safetensors", b"no weights", "holds no weights of a GPT-2"),
-        ("trainset.csv", None, "trainset.csv can not be read"),
-        ("tokenizer.json", None, "data.tokenizer = "),
-    ],
-)
-def test_missing_or_damaged_files_are_named_before_training(tmp_path, medium, name, content, words):
-    (medium / name).unlink()
-    if content is not None:
-        (medium / name).write_bytes(content)
-    with pytest.raises(ValueError, match=words):
-        go(e2e_run(medium), tmp_path / "run")
-    assert not (tmp_path / "run" / "run.json").exists()
-
-
-def test_a_pickle_of_weights_is_not_read(tmp_path, medium):
-    (medium / "model.safetensors").rename(medium / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="model.safetensors is not there"):
-        go(e2e_run(medium), tmp_path / "run")
-
-
-def test_what_the_weights_are_too_small_for_is_named(tmp_path, medium):
-    with pytest.raises(ValueError, match="data.context = 129: must be at most 128"):
-        go(e2e_run(medium, **{"data.context": "129"}), tmp_path / "run")
-    gpt2(vocab_size=200, n_positions=128).save_pretrained(medium)
-    with pytest.raises(ValueError, match="the tokenizer's size = 300: must be at most 200"):
-        go(e2e_run(medium), tmp_path / "run")

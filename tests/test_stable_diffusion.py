@@ -218,3 +218,55 @@ def test_a_torn_unet_one_picture_and_an_odd_size_are_refused(copied):
         run.model.build(weights=run.data.weights)
     with pytest.raises(ValueError, match="each with one {}"):
         override(run, {"data.templates": "a photo"})
+
+
+def put_weights(weights, source, target):
+    (file,), (other,) = ((weights / part).glob("*.safetensors") for part in (source, target))
+    shutil.copy(file, other)
+
+
+def configure(part, **changes):
+    config = json.loads((part / "config.json").read_text())
+    (part / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("put", "part", "words"),
+    [
+        (lambda w: put_weights(w, "unet", "text_encoder"), "text_encoder", "the weights lack .*"),
+        (lambda w: put_weights(w, "vae", "unet"), "unet", "the weights lack .* and others"),
+        (lambda w: configure(w / "unet", layers_per_block=2), "unet", "weights lack .*resnets.1"),
+        (lambda w: configure(w / "vae", layers_per_block=2), "vae", "weights lack .*resnets.2"),
+        (
+            lambda w: configure(w / "text_encoder", num_hidden_layers=2),
+            "text_encoder",
+            "the weights lack .*layers.1",
+        ),
+        (
+            lambda w: configure(w / "unet", cross_attention_dim=16),
+            "unet",
+            "the shape differs of .*attn2.to_k.weight",
+        ),
+        (
+            lambda w: shutil.copy(w / "vae" / "config.json", w / "unet" / "config.json"),
+            "unet",
+            "config.json has _class_name = 'AutoencoderKL', not 'UNet2DConditionModel'",
+        ),
+    ],
+)
+def test_weights_of_another_part_or_size_are_named(copied, put, part, words):
+    weights = copied / "weights"
+    put(weights)
+    with pytest.raises(ValueError, match=f"{part} can not be read as .*{words}"):
+        small(copied).data.load()
+        small(copied).model.build(weights=str(weights))
+
+
+def test_a_unet_that_asks_for_more_than_a_text_is_refused(copied):
+    unet = copied / "weights" / "unet"
+    shape = diffusers.UNet2DConditionModel.load_config(unet)
+    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    more |= {"projection_class_embeddings_input_dim": 32}
+    diffusers.UNet2DConditionModel.from_config({**shape, **more}).save_pretrained(unet)
+    with pytest.raises(ValueError, match="its UNet has addition_embed_type = 'text_time'"):
+        small(copied).model.build(weights=str(copied / "weights"))
