@@ -40,7 +40,15 @@ from nomadam.experiments.claim_runs import (
     tuned,
     work_off,
 )
-from nomadam.experiments.claim_settings import CANDIDATES, SEEDS, TRIALS, folder_name, jobs
+from nomadam.experiments.claim_settings import (
+    CANDIDATES,
+    SECOND_SEED,
+    SEEDS,
+    TRIALS,
+    folder_name,
+    jobs,
+    with_seed,
+)
 from nomadam.experiments.kept_runs import keep_run
 from nomadam.experiments.search_spaces import zoomed
 from nomadam.progress import NoProgress
@@ -100,7 +108,14 @@ class TestArms:
                 assert values == zoomed(search, index, TRIALS, trials[:index])
                 assert loss == places.result(TINY, search.run(values))["validation_loss"]
             finals = final_runs(places, TINY, job.optimizer)
-            best = search.run(min(trials, key=lambda trial: trial[1])[0])
+            first = sorted(trials, key=lambda trial: trial[1])[:CANDIDATES]
+            again = [with_seed(search.run(values), SECOND_SEED) for values, _ in first]
+            means = [
+                (loss + places.loss(TINY, run)) / 2
+                for (_, loss), run in zip(first, again, strict=True)
+            ]
+            assert found.again == [(each[0], m) for each, m in zip(first, means, strict=True)]
+            best = search.run(first[means.index(min(means))][0])
             assert finals == [dataclasses.replace(best, seed=seed) for seed in SEEDS]
             losses = [places.loss(TINY, run) for run in finals]
             assert len(set(losses)) == len(SEEDS) and all(map(math.isfinite, losses))

@@ -17,6 +17,7 @@ from nomadam.experiments.claim_settings import (
 )
 from nomadam.experiments.claims import CLAIMS, verdicts
 from nomadam.experiments.configuration import to_json
+from nomadam.experiments.preparation import check_optimizer
 from nomadam.reports.claim_pages import claims_page, with_claims
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -244,3 +245,12 @@ def test_the_command_decides_what_is_kept(tmp_path, capsys, monkeypatch):
     assert len(kept["claims"]) == len(CLAIMS)
     assert "The paper's claims" in page.read_text()
     assert "undecided" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [(each.name, optimizer) for each in SETTINGS for optimizer in each.optimizers],
+)
+def test_every_arm_can_be_built(name, optimizer):
+    run = BY_NAME[name].search(optimizer).runs[0]
+    check_optimizer(run, whole=True)

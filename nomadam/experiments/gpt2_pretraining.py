@@ -168,13 +168,17 @@ def _openwebtext(
     optimizer: str, *, name: str, model: GPT2Model, adamw_lr: float, batch_size: int
 ) -> Run:
     """480 sequences a step, in micro-batches of this many."""
-    lr = adamw_lr if optimizer == "adamw" else LEARNING_RATES.get(optimizer)
-    arguments = {"beta2": 0.95} if optimizer == "adamw" else {}
+    # The settings of AdamW; any other has the decay of its row, that goes with its rate.
+    is_adamw = optimizer == "adamw"
+    lr = adamw_lr if is_adamw else LEARNING_RATES.get(optimizer)
+    arguments = {"beta2": 0.95} if is_adamw else {}
     return Run(
         name=name,
         model=model,
         data=TokenData(source="Skylion007/openwebtext", vocab_size=50304, context=1024),
-        optimizer=choose_optimizer(optimizer, lr=lr, weight_decay=0.1, arguments=arguments),
+        optimizer=choose_optimizer(
+            optimizer, lr=lr, weight_decay=0.1 if is_adamw else None, arguments=arguments
+        ),
         # Down to a tenth, 6e-5 for AdamW and the small model.
         schedule=schedule_for(optimizer, warmup_steps=2000, final_fraction=0.1),
         steps=100_000,

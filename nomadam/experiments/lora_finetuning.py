@@ -83,7 +83,11 @@ def gpt2_medium_e2e(optimizer: str = "sgd_sai") -> Run:
             weights="gpt2-medium", dropout=0.1, label_smoothing=0.1, num_texts=1000, text_tokens=64
         ),
         data=E2EData(source="e2e-dataset", tokenizer="gpt2-medium", context=512),
-        optimizer=choose_optimizer(optimizer, lr=rates.get(optimizer), weight_decay=0.01),
+        optimizer=choose_optimizer(
+            optimizer,
+            lr=rates.get(optimizer),
+            weight_decay=0.01 if optimizer in rates else None,
+        ),
         schedule=schedule,
         steps=26_290,
         batch_size=8,

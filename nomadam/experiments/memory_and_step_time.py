@@ -110,7 +110,7 @@ class MemoryAndStepTime(Study):
 
 
 def demo() -> Study:
-    """State of the paper's four models, and step times on ViT-S/16: half a minute on two cores.
+    """State of the paper's four models, and step times on ViT-S/16: a minute on two cores.
 
     Example:
         >>> demo().models

@@ -33,7 +33,7 @@ CIFAR10_CELLS = {"sgd_sai": (1e-3, 0.5), "sgdm": (1e-1, 5e-4), "sgdm_decoupled":
 
 
 def demo(optimizer: str = "sgd_sai") -> Run:
-    """A ResNet-18 of an eighth of its width on scikit-learn's digits: half a minute on a core.
+    """A ResNet-18 of an eighth of its width on scikit-learn's digits: 10 seconds on a core.
 
     Args:
         optimizer: a name of the table of baselines; default ``sgd_sai``. Those of
