@@ -17,9 +17,10 @@ from nomadam.experiments.data.random_changes import (
     random_changes,
     random_crop,
 )
+from nomadam.experiments.data.shuffled import shuffled_rows
 from nomadam.experiments.photographs import PhotographData
 from nomadam.experiments.vit_classification import vit_s16_imagenet, vit_s16_imagenet_grid
-from nomadam.runs import Interrupted
+from nomadam.runs import Interrupted, RunFolder
 
 Image = pytest.importorskip("PIL.Image")
 CPU = torch.device("cpu")
@@ -249,6 +250,34 @@ def test_the_recipe_trains_on_a_folder_and_goes_on_exactly(folder, tmp_path):
     assert_same_training(tmp_path / "whole", tmp_path / "parts", 4)
     assert 0 <= result["validation_accuracy"] <= 1
     assert result["validation_cross_entropy"] < 3
+
+
+def test_a_training_that_met_a_damaged_file_goes_on_when_it_is_mended(folder, tmp_path):
+    pytest.importorskip("transformers")
+    source = tmp_path / "source"
+    for file in folder.rglob("*.png"):
+        copy = source / file.relative_to(folder).with_suffix(".jpg")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).save(copy)
+    run = override(small(source), {"checkpoint_every": 2, "seed": 1})
+    go(run, tmp_path / "whole")
+    rows = [
+        set(shuffled_rows(15, seed=1, step=step, micro=0, batch_size=4).tolist())
+        for step in (1, 2, 3)
+    ]
+    late = min(row for row in rows[2] - rows[0] - rows[1] if row % 5)  # no first of its class
+    file = sorted((source / "train").rglob("*.jpg"))[late]
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{late % 5}.jpg can not be read as a picture"):
+        go(run, tmp_path / "mended")
+    assert RunFolder(tmp_path / "mended").newest_checkpoint()[0] == 2
+    file.write_bytes(content)
+    go(run, tmp_path / "mended")
+    assert_same_training(tmp_path / "whole", tmp_path / "mended", 4)
+    files = [*(source / "train").rglob("*.jpg"), *(source / "val").rglob("*.jpg")]
+    described = RunFolder(tmp_path / "mended").read_json("run.json")["data"]
+    assert described["bytes"] == sum(file.stat().st_size for file in files)
 
 
 def test_the_papers_cells():

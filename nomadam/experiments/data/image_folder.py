@@ -29,13 +29,16 @@ class Pictures:
         labels: int64 `[n]`, from 0 to `len(classes) - 1`.
         classes: names of the labels.
         read: gives the file or the bytes of a picture by its number.
-        sha256: of what can be known without reading them: names, labels and sizes in bytes.
+        sha256: of what can be known without reading them: names and labels. Sizes of files are left
+            out, so that a training goes on after a damaged one is mended.
+        num_bytes: of all of them together.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
     read: Callable[[int], Path | bytes]
     sha256: str
+    num_bytes: int
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -141,7 +144,7 @@ def _class_folders(folder: Path) -> Pictures:
         )
     files: list[str] = []
     labels: list[int] = []
-    digest = hashlib.sha256()
+    digest, num_bytes = hashlib.sha256(), 0
     for label, name in enumerate(classes):
         found = sorted(_files(folder / name))
         if not found:
@@ -149,7 +152,8 @@ def _class_folders(folder: Path) -> Pictures:
         for file, size in found:
             if size == 0:
                 raise ValueError(f"{file} is empty")
-            digest.update(f"{os.path.relpath(file, folder)}\0{size}\n".encode())
+            digest.update(f"{os.path.relpath(file, folder)}\0".encode())
+            num_bytes += size
         files += [file for file, _ in found]
         labels += [label] * len(found)
     return Pictures(
@@ -157,6 +161,7 @@ def _class_folders(folder: Path) -> Pictures:
         classes=tuple(classes),
         read=lambda number: Path(files[number]),
         sha256=digest.hexdigest(),
+        num_bytes=num_bytes,
     )
 
 
@@ -227,7 +232,13 @@ def _pictures_of(source: str, table: Any, label_field: str | None) -> Pictures:
             raise ValueError(f"data source {source!r} has no picture in row {number}")
         return content["bytes"] or Path(content["path"])
 
-    return Pictures(labels=labels, classes=classes, read=read, sha256=digest.hexdigest())
+    return Pictures(
+        labels=labels,
+        classes=classes,
+        read=read,
+        sha256=digest.hexdigest(),
+        num_bytes=encoded.data.nbytes,
+    )
 
 
 def _field(source: str, table: Any, kind: type, name: str | None, argument: str) -> str:
