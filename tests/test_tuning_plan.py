@@ -72,6 +72,12 @@ class TestPlans:
                 {"budget": 1, "overrides": {LR: "1", DECAY: "1"}},
                 "nothing is left to search",
             ),
+            (
+                "study",
+                {"budget": 1, "optimizers": ["adamw"], "overrides": {"optimizer.name": "sgdm"}},
+                "optimizer.name = 'sgdm': can not be set in a tuning.* by --optimizer",
+            ),
+            ("grid", {"overrides": {"optimizer.name": "sgdm"}}, "can not be set in a tuning"),
             ("study", {"budget": 1, "overrides": {"optimizer.rl": "1"}}, "nearest: optimizer.lr"),
             ("grid", {"budget": 5}, "must be 6, the cells of the grid"),
             ("grid", {"sampler": "qmc"}, "returns a grid"),

@@ -83,7 +83,8 @@ def plan_tuning(
 
     Raises:
         ValueError: an unknown name, optimizer, field or sampler, a budget below 1, an optimizer
-            of which nothing is left to search, grids of different sizes.
+            of which nothing is left to search, grids of different sizes, ``optimizer.name`` among
+            the overrides.
 
     Example:
         >>> plan = plan_tuning("gpt2_pretraining.demo", optimizers=["adamw"], budget=8)
@@ -91,6 +92,11 @@ def plan_tuning(
         [('adamw', ['optimizer.lr', 'optimizer.weight_decay'])]
     """
     changes, ends = dict(overrides or {}), dict(ranges or {})
+    if "optimizer.name" in changes:
+        raise ValueError(
+            f"optimizer.name = {changes['optimizer.name']!r}: can not be set in a tuning, whose "
+            "searches bear their optimizers' names; choose them by --optimizer"
+        )
     groups = _runs_by_optimizer(name, list(dict.fromkeys(optimizers)), changes)
     is_grid = any(len(runs) > 1 for runs in groups.values())
     chosen = sampler or ("grid" if is_grid else "qmc")
