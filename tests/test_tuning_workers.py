@@ -13,7 +13,6 @@ from nomadam.experiments.tuning import work
 from nomadam.experiments.tuning_plan import plan_tuning
 from nomadam.tune_command import NoProgress
 
-
 METHODS = multiprocessing.get_all_start_methods()
 # A server that has loaded torch once makes the processes, where the system has such.
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
