@@ -190,6 +190,13 @@ def test_what_does_not_fit_is_refused_by_its_name(make, message):
         make()
 
 
+@pytest.mark.parametrize("field", ["data.classes", "model.targets"])
+def test_no_first_stage_is_trained_in_vain(tmp_path, field):
+    with pytest.raises(ValueError, match=f"{field}.* 42|{field} = '42'"):
+        go(override(demo(), {**SMALL, field: "42"}), tmp_path / "run")
+    assert not list(tmp_path.glob("diffusion.pretrain-*"))
+
+
 def dense_frechet_distance(one, other):
     from scipy.linalg import sqrtm
 

@@ -1,5 +1,7 @@
 """Trainings that start from another one's weights: made first, found again, waited for."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import socket
@@ -7,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import assert_same_training, go, raise_signal_at, weights
-from two_stages import tiny_stage, two_stages
+from tiny_training import Gone, assert_same_training, go, raise_signal_at, weights
+from two_stages import SecondModel, tiny_stage, two_stages
 
 from nomadam.durable_files import sha256
 from nomadam.experiments import first_stage
@@ -56,6 +59,20 @@ def test_run_json_names_the_first_stage(tmp_path):
         "weights_sha256": sha256(stage / "checkpoints" / "step_00000008" / "model.safetensors"),
     }
     assert "first_stage" not in RunFolder(stage).read_header()
+
+
+class Unbuildable(SecondModel):
+    def build(self, *, vocab_size, pretrained=None):
+        raise ValueError("model.targets = 'foo': must be an end of a layer's name")
+
+
+def test_what_the_second_stage_would_fail_by_is_found_before_the_first(tmp_path):
+    other = dataclasses.replace(two_stages(), data=Gone())
+    with pytest.raises(ValueError, match="'/nowhere': no such folder"):
+        go(other, tmp_path / "data")
+    with pytest.raises(ValueError, match="model.targets = 'foo'"):
+        go(dataclasses.replace(two_stages(), model=Unbuildable()), tmp_path / "model")
+    assert not stage_folder(tmp_path / "data").exists()
 
 
 def test_a_finished_first_stage_is_used_again(tmp_path):
@@ -149,6 +166,11 @@ def test_an_unfinished_second_stage_keeps_its_first(tmp_path):
         go(two_stages(), tmp_path / "second")
 
 
+def with_own_tokenizer(data, cache_folder=None):
+    sha256 = hashlib.sha256(data.text.encode()).hexdigest()
+    return SimpleNamespace(description={"sha256": sha256, "tokenizer_sha256": sha256})
+
+
 def test_another_tokenizer_than_the_first_stage_had_is_refused(tmp_path):
     stage = finished_stage(tmp_path)
     header = json.loads((stage / "run.json").read_text())
@@ -156,12 +178,14 @@ def test_another_tokenizer_than_the_first_stage_had_is_refused(tmp_path):
     (stage / "run.json").write_text(json.dumps(header))
     go(two_stages(), tmp_path / "second")  # its own data have no tokenizer
     run = two_stages(seed=1)
-    described = run.data.load()
-    described.description["tokenizer_sha256"] = "2" * 64
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(run.data), "load", lambda self, cache_folder=None: described)
+        patch.setattr(type(run.data), "load", with_own_tokenizer)
         with pytest.raises(RunFolderError, match="tokenizer .* is not that of the first stage"):
             go(run, tmp_path / "third")
+        # Where it is not there yet, it is not trained in vain.
+        with pytest.raises(ValueError, match="of the data of the first stage, two_stages.tiny_st"):
+            go(run, tmp_path / "elsewhere" / "third")
+    assert not stage_folder(tmp_path / "elsewhere" / "third").exists()
 
 
 def test_a_first_stage_in_training_elsewhere_is_waited_for(tmp_path, monkeypatch):

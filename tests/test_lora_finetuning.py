@@ -252,6 +252,21 @@ def test_the_adapters_stand_on_the_weights_of_the_first_stage(tmp_path, modules,
         run.model.build(vocab_size=300, context=65)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.context": "65"}, "data.context = 65: must be at most that of the pretraining, 64"),
+        ({"model.targets": "c_attn.z"}, "model.targets = 'c_attn.z'"),
+        ({"data.tokens.source": "/nonexistent/x"}, "data.tokens.source = '/nonexistent/x': must "),
+        ({"data.tokens.max_bytes": "400000"}, "must be as model.pretraining.data.max_bytes, None"),
+    ],
+)
+def test_no_first_stage_is_trained_in_vain(tmp_path, modules, cache, changes, words):
+    with pytest.raises(ValueError, match=words):
+        go(small("adamw", modules, **changes), tmp_path / "run", cache=cache)
+    assert not list(tmp_path.glob("gpt2_pretraining.demo-*"))
+
+
 def test_texts_are_kept_with_their_prompts(tmp_path, modules, cache):
     go(small("adamw", modules, steps="1"), tmp_path / "run", cache=cache)
     lines = [json.loads(line) for line in (tmp_path / "run" / "texts.jsonl").open()]

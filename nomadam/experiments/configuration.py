@@ -39,7 +39,8 @@ class Model(Protocol):
 
     And it may have ``first_stage()``: the Run whose final weights it starts from, or None. That Run
     is trained first where need be, and ``build`` gets its folder as ``pretrained``, which is None
-    by default and then stands for fresh weights.
+    by default and then stands for fresh weights. With ``check_data(data)`` it may refuse, by a
+    ValueError, data that it can not be trained on.
     """
 
     @property
@@ -182,6 +183,8 @@ class Run:
             allowed = "none where release_gradients is true: no norm of all gradients is known then"
             require(not self.release_gradients, "clip_norm", self.clip_norm, allowed)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        if check_data := getattr(self.model, "check_data", None):
+            check_data(self.data)
 
 
 def to_json(run: Run | Study) -> dict[str, Any]:

@@ -60,17 +60,20 @@ def complete_first_stage(
     home: RunFolder,
     accelerator: Any,
     train: Callable[..., dict[str, Any]],
+    check: Callable[[Run], None],
     **options: Any,
 ) -> FirstStage | None:
     """Find the finished first stage of a Run beside the Run's folder, or train it there.
 
-    Where another process trains it, this one waits.
+    Where another process trains it, this one waits. Before either, what the Run itself would fail
+    by is looked for, so that no first stage is trained in vain.
 
     Args:
         run: the second stage.
         home: its run folder; the first stage's is ``NAME-HASH`` in the same folder.
         accelerator: accelerate's, whose processes all call this.
         train: the training loop's `train`.
+        check: called with the first stage where that is unfinished; raises a ValueError.
         **options: keyword arguments of ``train``: device, cache, progress.
 
     Returns:
@@ -79,7 +82,7 @@ def complete_first_stage(
     Raises:
         RunFolderError: its folder is damaged, or its training diverged.
         Interrupted: a KeyboardInterrupt, during its training; it can go on.
-        ValueError: as ``train``.
+        ValueError: as ``train`` and ``check``.
     """
     stage = first_stage_of(run)
     if stage is None:
@@ -88,6 +91,8 @@ def complete_first_stage(
     shown = getattr(options.get("progress"), "stage", None)
     if shown is not None:
         options = {**options, "progress": shown(stage.name, stage.steps)}
+    if accelerator.is_main_process and folder.read_result() is None:
+        check(stage)
     while True:
         if accelerator.is_main_process:
             _wait_until_free(folder)

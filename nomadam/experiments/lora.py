@@ -164,6 +164,23 @@ class LoRAModel(Adapters):
         """The Run that trains what is adapted."""
         return self.pretraining
 
+    def check_data(self, data: Any) -> None:
+        """Refuse tokens that are not made as those of the pretraining are.
+
+        How long their windows are makes no difference.
+
+        Raises:
+            ValueError: naming the first field that differs.
+        """
+        if isinstance(data, DocstringData):
+            for field in dataclasses.fields(TokenData):
+                own, theirs = (
+                    getattr(each, field.name) for each in (data.tokens, self.pretraining.data)
+                )
+                same = field.name == "context" or own == theirs
+                allowed = f"as model.pretraining.data.{field.name}, {theirs!r}"
+                require(same, f"data.tokens.{field.name}", own, allowed)
+
     def build(
         self, *, vocab_size: int, context: int, pretrained: Path | None = None
     ) -> "torch.nn.Module":

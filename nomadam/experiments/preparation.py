@@ -235,6 +235,34 @@ def prepare(
     return parts
 
 
+def check_second_stage(run: Run, stage: Run, *, cache: str | Path | None = None) -> None:
+    """Raise what would keep a Run from being trained once its first stage is.
+
+    The data of both are loaded, and model and optimizer are built on fresh weights.
+
+    Args:
+        run: the Run.
+        stage: its first stage, of which nothing has to be there.
+        cache: as ``train`` takes it.
+
+    Raises:
+        ValueError: for data that can not be had, another tokenizer than the first stage's, and a
+            model or an optimizer that can not be built.
+    """
+    folder = None if cache is None else Path(cache)
+    dataset = run.data.load(folder)
+    module = run.model.build(**run.data.shape(dataset))
+    _release(run, module, _optimizer(run, module))
+    own, theirs = (
+        each.description.get("tokenizer_sha256") for each in (dataset, stage.data.load(folder))
+    )
+    if own is not None and theirs is not None and own != theirs:
+        raise ValueError(
+            f"the data's tokenizer (SHA-256 {own}) is not that of the data of the first stage, "
+            f"{stage.name} ({theirs}); it must be, so that its weights know the tokens"
+        )
+
+
 def _check_tokenizer(dataset: Any, first_stage: FirstStage | None) -> None:
     """Refuse tokens whose numbers mean other text than they did in the first stage."""
     theirs = first_stage.tokenizer_sha256 if first_stage is not None else None
@@ -242,7 +270,8 @@ def _check_tokenizer(dataset: Any, first_stage: FirstStage | None) -> None:
     if first_stage is not None and theirs is not None and own is not None and own != theirs:
         raise RunFolderError(
             f"the data's tokenizer (SHA-256 {own}) is not that of the first stage in "
-            f"{first_stage.folder} ({theirs}); delete that folder to train it again"
+            f"{first_stage.folder} ({theirs}); where the text has changed since, delete that "
+            "folder to train it again"
         )
 
 

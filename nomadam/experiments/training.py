@@ -1,6 +1,7 @@
 """The one training loop: from a Run to a run folder, exactly repeatable and resumable."""
 
 import contextlib
+import functools
 import math
 import time
 from collections import defaultdict
@@ -19,6 +20,7 @@ from nomadam.experiments.preparation import (
     Device,
     Parts,
     check_optimizer,
+    check_second_stage,
     make_accelerator,
     prepare,
 )
@@ -99,7 +101,8 @@ def train(
             stage = None
             if first_stage:
                 options = {"device": device, "cache": cache, "progress": progress}
-                stage = complete_first_stage(run, home, accelerator, train, **options)
+                check = functools.partial(check_second_stage, run, cache=cache)
+                stage = complete_first_stage(run, home, accelerator, train, check, **options)
             if stage is not None:
                 accelerator = make_accelerator(run, device)  # its training had one of its own
             parts = prepare(run, home, accelerator, cache, again, stage)
