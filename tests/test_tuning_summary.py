@@ -4,7 +4,10 @@ import pytest
 from tiny_tunings import DECAY, HERE, LR, TuneHere
 
 from nomadam.experiments.comparison import plan_comparison
+from nomadam.experiments.configuration import to_json
 from nomadam.experiments.tuning_summary import tuned_runs
+
+BETA2 = "optimizer.arguments.beta2"
 
 
 @pytest.fixture
@@ -30,6 +33,19 @@ class TestFinals:
             f"{HERE}.study", tuned=out, optimizers=["adamw"], num_seeds=2, overrides={"seed": "7"}
         )
         assert [arm.run.seed for arm in later.arms] == [7, 8]
+
+    def test_what_only_given_ranges_were_searched_in(self, tune_here, tmp_path):
+        found, _ = tune_here(
+            optimizers=["adamw"],
+            budget=2,
+            overrides={LR: "0.01", DECAY: "0"},
+            ranges={"adamw.beta2": (0.9, 0.99)},
+        )
+        (search,) = found["searches"]
+        assert search["space"] == {BETA2: [0.9, 0.99]}
+        _, (run,) = tuned_runs(f"{HERE}.study", tmp_path / "out")
+        assert to_json(run) == search["best"]["run"]
+        assert run.optimizer.arguments == {"beta2": search["best"]["values"][BETA2]}
 
     def test_the_tuning_seed_is_left_out(self, tune_here, tmp_path):
         tune_here(optimizers=["adamw"], budget=1, overrides={"seed": "2"})
@@ -62,3 +78,11 @@ class TestFinals:
         (tmp_path / "tuning.json").write_text(text)
         with pytest.raises(ValueError, match="damaged"):
             tuned_runs("x", tmp_path)
+
+    def test_a_damaged_range(self, tune_here, tmp_path):
+        found, _ = tune_here(optimizers=["adamw"], budget=1)
+        for ends in (3, [1], [1, 2, 3], ["low", "high"], None):
+            found["searches"][0]["space"][LR] = ends
+            (tmp_path / "out" / "tuning.json").write_text(json.dumps(found))
+            with pytest.raises(ValueError, match="damaged"):
+                tuned_runs(f"{HERE}.study", tmp_path / "out")

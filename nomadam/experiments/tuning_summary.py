@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nomadam.experiments.configuration import Run, differing_fields, to_json
-from nomadam.experiments.search_spaces import Search
+from nomadam.experiments.search_spaces import Search, short
 from nomadam.experiments.shared_trials import current_attempts
 from nomadam.experiments.tuning_plan import Tuning, plan_tuning
 from nomadam.runs import RunFolder
@@ -25,7 +25,8 @@ def summary_of(tuning: Tuning, studies: Sequence[Any]) -> dict[str, Any]:
 
     Returns:
         ``name``, ``sampler``, ``budget``, ``seed`` (the tuning seed), ``overrides``, and
-        ``searches``: for each its ``label``, ``is_grid``, ``space``, number of trials that
+        ``searches``: for each its ``label``, ``is_grid``, ``space`` (field to the ends of its
+        range, given or declared, or to its values in the grid), number of trials that
         ``finished``, ``diverged`` and ``failed``, ``best`` (its ``trial``, ``values``,
         ``validation_loss``, ``folder``, and the whole ``run``; None where no trial finished),
         ``edges`` (field to ``lower`` or ``upper``), and its ``trials``.
@@ -114,10 +115,10 @@ def tuned_runs(
         best = found[label]["best"]
         if best is None:
             raise ValueError(f"no trial of {label} has finished in {folder}")
-        if failed := found[label].get("failed"):
+        if failed := found[label]["failed"]:
             told = f"{label} was tuned with less: {failed} of {held['budget']} trials failed"
             warnings.warn(told, stacklevel=2)
-        run = _made_again(held, label, best["values"])
+        run = _made_again(held, found[label])
         if changed := differing_fields(best["run"], to_json(run)):
             lines = [f"  {field}: {a!r} then, {b!r} now" for field, (a, b) in changed.items()]
             raise ValueError(
@@ -128,16 +129,20 @@ def tuned_runs(
     return held["seed"], runs
 
 
-def _made_again(held: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> Run:
+def _made_again(held: Mapping[str, Any], search: Mapping[str, Any]) -> Run:
+    """The Run with the best values of a search."""
+    is_grid = held["sampler"] == "grid"
     # Made by the study, and not read: what a file names is not imported.
     plan = plan_tuning(
         held["name"],
-        optimizers=[label],
-        budget=None if held["sampler"] == "grid" else held["budget"],
+        optimizers=[search["label"]],
+        budget=None if is_grid else held["budget"],
         sampler=held["sampler"],
+        # All that was searched, since some of it may have been given by ranges.
+        ranges={} if is_grid else {short(field): ends for field, ends in search["space"].items()},
         overrides=held["overrides"],
     )
-    return plan.searches[0].run(values)
+    return plan.searches[0].run(search["best"]["values"])
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -150,16 +155,30 @@ def _read(folder: Path) -> dict[str, Any]:
     kinds = {"name": str, "sampler": str, "budget": int, "seed": int}
     kinds |= {"overrides": dict, "searches": list}
     whole = all(isinstance(held.get(key), kind) for key, kind in kinds.items())
-    if not whole or not all(map(_is_search, held["searches"])):
+    is_grid = held.get("sampler") == "grid"
+    if not whole or not all(_is_search(each, is_grid=is_grid) for each in held["searches"]):
         raise ValueError(f"{folder / SUMMARY} is damaged: it is no summary of a tuning")
     return held
 
 
-def _is_search(search: Any) -> bool:
-    if not isinstance(search, dict) or not isinstance(search.get("label"), str):
+def _is_search(search: Any, *, is_grid: bool) -> bool:
+    kinds = {"label": str, "space": dict, "finished": int, "diverged": int, "failed": int}
+    kinds |= {"trials": list}
+    if not isinstance(search, dict) or "best" not in search:
         return False
-    best = search.get("best")
-    parts = [best.get("values"), best.get("run")] if isinstance(best, dict) else []
-    return "best" in search and (
-        best is None or (len(parts) == 2 and all(isinstance(each, dict) for each in parts))
+    if not all(isinstance(search.get(key), kind) for key, kind in kinds.items()):
+        return False
+    if not is_grid and not all(map(_is_range, search["space"].values())):
+        return False
+    best = search["best"]
+    return best is None or (
+        isinstance(best, dict) and all(isinstance(best.get(key), dict) for key in ("values", "run"))
+    )
+
+
+def _is_range(ends: Any) -> bool:
+    return (
+        isinstance(ends, list)
+        and len(ends) == 2
+        and all(isinstance(end, (int, float)) for end in ends)
     )
