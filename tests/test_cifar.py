@@ -163,11 +163,11 @@ def test_a_missing_file_and_a_folder_of_something_else(tmp_path):
         CifarData(source=str(tmp_path / "empty")).load()
 
 
-def saved(folder, sizes, **labels):
+def saved(folder, sizes, test_labels=None, **labels):
     datasets = pytest.importorskip("datasets")
     from PIL import Image
 
-    def table(split_sizes):
+    def table(split_sizes, labels):
         pictures = [
             Image.fromarray(np.full((side, side, 3), 10 * n, np.uint8))
             for n, side in enumerate(split_sizes)
@@ -178,7 +178,7 @@ def saved(folder, sizes, **labels):
         }
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
-    tables = {"train": table(sizes), "test": table(sizes[:2])}
+    tables = {"train": table(sizes, labels), "test": table(sizes[:2], test_labels or labels)}
     datasets.DatasetDict(tables).save_to_disk(str(folder))
     return str(folder)
 
@@ -198,6 +198,20 @@ def test_of_two_fields_of_labels_one_is_named(tmp_path):
     with pytest.raises(ValueError, match="no field 'rough'"):
         CifarData(source=source, label_field="rough").load(tmp_path)
     assert CifarData(source=source, label_field="coarse").load(tmp_path).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("cat", "dog", "elk"), "other classes .*: only one of the two has: elk, owl"),
+        (("cat", "owl", "dog"), "are in another order; label 1 is 'owl' here, 'dog' there"),
+    ],
+)
+def test_other_classes_of_the_test_set_are_refused(tmp_path, names, words):
+    owl = ("cat", "dog", "owl")
+    source = saved(tmp_path / "set", [32] * 4, test_labels={"label": names}, label=owl)
+    with pytest.raises(ValueError, match=words):
+        load_cifar(source, cache_folder=tmp_path)
 
 
 def test_pictures_of_several_sizes_are_refused(tmp_path):

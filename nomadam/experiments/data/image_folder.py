@@ -113,18 +113,29 @@ def load_pictures(
     path = Path(source).expanduser()
     if path.is_dir() and not hugging_face.is_data_set_path(path):
         train, held_out = (_class_folders(path / split) for split in _split_folders(path))
+        _check_classes(source, train, held_out)
     else:
         train, held_out = picture_tables(source, label_field, cache_folder)
-    if train.classes != held_out.classes:
-        unlike = sorted(set(train.classes) ^ set(held_out.classes))[:5]
-        raise ValueError(
-            f"{source}: the held-out pictures have other classes than those to train on; "
-            f"only one of the two has: {', '.join(unlike)}"
-        )
     for pictures in (train, held_out):
         for number in np.unique(pictures.labels, return_index=True)[1]:
             pictures.picture(int(number))
     return train, held_out
+
+
+def _check_classes(source: str, train: Pictures, held_out: Pictures) -> None:
+    """Refuse held-out pictures whose labels mean other classes than those to train on."""
+    if train.classes == held_out.classes:
+        return
+    unlike = sorted(set(train.classes) ^ set(held_out.classes))[:5]
+    if unlike:
+        how = f"only one of the two has: {', '.join(unlike)}"
+    else:
+        pairs = zip(train.classes, held_out.classes, strict=False)
+        number, names = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        how = f"they are in another order; label {number} is {names[1]!r} here, {names[0]!r} there"
+    raise ValueError(
+        f"{source}: the held-out pictures have other classes than those to train on: {how}"
+    )
 
 
 def _split_folders(path: Path) -> tuple[str, str]:
@@ -189,7 +200,8 @@ def picture_tables(
         cache_folder: where tables are kept in the form that can be mapped into memory.
 
     Errors:
-        ValueError: no such data set, no such splits, or no field of these types.
+        ValueError: no such data set, no such splits, no field of these types, or other classes in
+            one split than in the other.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -208,6 +220,7 @@ def picture_tables(
     train, held_out = (
         _pictures_of(source, splits[split], label_field) for split in ("train", there[0])
     )
+    _check_classes(source, train, held_out)
     return train, held_out
 
 
