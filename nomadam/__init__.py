@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from nomadam.optimizers.gradient_release import release_gradients
     from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
     from nomadam.optimizers.sgd_sai import SGDSaI
+    from nomadam.optimizers.sgd_sai_exchange import sgd_state_dict
 
 __all__ = [
     "SGDSaI",
@@ -17,6 +18,7 @@ __all__ = [
     "measure_gains",
     "release_gradients",
     "scaled_param_groups",
+    "sgd_state_dict",
 ]
 __version__ = "0.1.0"
 
@@ -26,13 +28,20 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nomadam.diagnostics import gsnr
-    from nomadam.optimizers import from_adamw, gradient_release, param_groups, sgd_sai
+    from nomadam.optimizers import (
+        from_adamw,
+        gradient_release,
+        param_groups,
+        sgd_sai,
+        sgd_sai_exchange,
+    )
 
     homes = {
         "SGDSaI": sgd_sai,
         "from_adamw": from_adamw,
         "measure_gains": gsnr,
         "release_gradients": gradient_release,
+        "sgd_state_dict": sgd_sai_exchange,
     }
     value = getattr(homes.get(name, param_groups), name)
     globals()[name] = value

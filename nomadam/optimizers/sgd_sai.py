@@ -14,10 +14,14 @@ from nomadam.optimizers.sgd_sai_blocks import (
     Block,
     Plan,
     Slot,
-    by_name,
     divisor,
     is_measured,
     learning_rate,
+)
+from nomadam.optimizers.sgd_sai_exchange import (
+    groups_to_load,
+    take_over,
+    without_those_that_go_on,
 )
 from nomadam.optimizers.sgd_sai_fused import check_fused, one_pass_pays, path_for, update_fused
 from nomadam.optimizers.sgd_sai_sharded import joining, meshes_of
@@ -162,6 +166,7 @@ class SGDSaI(Optimizer):
         }
         check_options(defaults)
         self._sizes: list[list[int]] = []  # of the blocks, for engines may flatten them later
+        self._going_on: set[Tensor] = set()  # blocks whose momentum is another optimizer's
         super().__init__(params, defaults)
         # Then GradScaler hands the scale over, and the step divides by it.
         self._step_supports_amp_scaling = bool(fused)
@@ -219,31 +224,27 @@ class SGDSaI(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state, also that of an older version or of the released ``sgd-sai``.
+        """Loads a state, also of an older version, the released ``sgd-sai`` or ``torch.optim.SGD``.
 
         Options that it lacks keep the constructor's values. Momentum and gain keep their own dtypes
-        whatever the parameters' is; a gain that is 0 or not finite counts as not measured.
+        whatever the parameters' is; a gain that is 0 or not finite counts as not measured. Of SGD
+        the momentum is taken over, as an average, and goes on; its learning rate and coupled decay
+        mean something else, and ours stay. Gains are measured at the next step.
         """
         loaded: dict[str, Any] = {}
 
         # Hooks around torch's own loading, which casts every state tensor to its parameter's dtype.
         def remember(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
             loaded.update(saved)
-            groups = saved["param_groups"]
-            if len(groups) == len(self.param_groups):
-                learned: dict[str, float] = {"largest_gain": 0.0}
-                learned |= {"skipped_steps": 0, "rounding_step": 0, "refresh_step": 0}
-                groups = [
-                    {k: learned.get(k, ours[k]) for k in self.defaults} | by_name(theirs, ours)
-                    for ours, theirs in zip(self.param_groups, groups, strict=True)
-                ]
-            return {**saved, "param_groups": groups}
+            theirs, ours = saved["param_groups"], self.param_groups
+            return {**saved, "param_groups": groups_to_load(theirs, ours, self.defaults)}
 
         def restore(_: Optimizer) -> None:
             indices = [i for group in loaded["param_groups"] for i in group["params"]]
             for i, slot in zip(indices, self._slots(), strict=True):
                 if i in loaded["state"]:
                     restore_block(slot, self.state[slot.param], loaded["state"][i])
+            self._going_on = take_over(loaded, self._slots(), self.state)
             for group in self.param_groups:
                 group["rounding_step"] = int(group["rounding_step"])  # kept on the device or not
             self._settle_largest_gain()
@@ -261,7 +262,7 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled optimizer; options that it lacks take the constructor's values."""
         super().__setstate__(state)
-        self._sizes = [sizes_of(group) for group in self.param_groups]
+        self._sizes, self._going_on = [sizes_of(group) for group in self.param_groups], set()
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -340,6 +341,7 @@ class SGDSaI(Optimizer):
         waiting = [b for b in blocks if (b.starts or b.remeasures) and b.grad.numel()]
         of_step = (waiting, shared, self.state, keep, grad_scale, plan)
         starts = self._begin(*of_step) if waiting or shared else {}
+        starts = without_those_that_go_on(starts, waiting, self._going_on)
         if plan.normalizes:
             self._settle_largest_gain()
         work = []

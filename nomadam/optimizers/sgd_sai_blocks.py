@@ -55,15 +55,6 @@ def gain_of(name: str | int, group: dict[str, Any], found: Moments, eps: float) 
     return gain[name] if isinstance(gain, Mapping) else gain
 
 
-def by_name(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """A loaded group; gains by index become gains by name where only our parameters have names."""
-    gain = theirs.get("gain")
-    if "param_names" in theirs or "param_names" not in ours or not isinstance(gain, Mapping):
-        return theirs
-    names = zip(theirs["params"], ours["param_names"], strict=False)  # torch compares the lengths
-    return {**theirs, "gain": {name: gain[i] for i, name in names if i in gain}}
-
-
 def divisor(group: dict[str, Any]) -> float:
     """What the gains of a group are divided by: 1, or the settled largest with ``normalize``."""
     return group["largest_gain"] or 1.0 if group["normalize"] else 1.0
