@@ -151,7 +151,7 @@ def estimate_lines(cost: Mapping[str, Any]) -> list[str]:
         gradients = f"{cost['gradient_mb']:.2f} MB"
         part = f"the optimizer {cost['optimizer_ms']:.2f} ms of it"
     values = {
-        "parameters": f"{cost['num_params']:,} ({cost['parameter_mb']:.2f} MB)",
+        "parameters": f"{_parameters(cost)} ({cost['parameter_mb']:.2f} MB)",
         "gradients": gradients,
         "optimizer state": f"{cost['state_mb']:.2f} MB ({per_param:.2f} bytes a parameter)",
         "peak memory": f"{_number(cost['peak_memory_mb'], 0)} MB ({where})",
@@ -160,6 +160,11 @@ def estimate_lines(cost: Mapping[str, Any]) -> list[str]:
         f"{cost['evaluations']:,} {times}",
     }
     return [f"  {name:<16} {value}" for name, value in values.items()]
+
+
+def _parameters(cost: Mapping[str, Any]) -> str:
+    training, everything = cost["num_params"], cost["num_all_params"]
+    return f"{training:,}" if training == everything else f"{training:,} of {everything:,} train"
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -303,7 +308,7 @@ def show_estimates(
     rows = []
     for label, cost in costs.items():
         lr = next(arm.run.optimizer.lr for arm in planned.arms if arm.label == label)
-        numbers = [f"{lr:g}", f"{cost['steps']:,}", f"{cost['num_params']:,}"]
+        numbers = [f"{lr:g}", f"{cost['steps']:,}", _parameters(cost)]
         numbers += [f"{cost['state_mb']:.2f}", _number(cost["peak_memory_mb"], 0)]
         rows.append([label, *numbers, duration(cost["seconds"])])
     show_table(heads, rows)

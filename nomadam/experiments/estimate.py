@@ -74,11 +74,12 @@ def estimate(
         progress: called with the record of each measured step.
 
     Returns:
-        ``num_params``, ``parameter_mb``, ``gradient_mb``, ``state_mb``, ``state_bytes_per_param``,
-        ``peak_memory_mb`` (of the process, or of the GPU), ``device``, ``step_ms``,
-        ``optimizer_ms`` (None, as ``gradient_mb``, where gradients are released), ``steps``,
-        ``evaluations``, ``validation_seconds`` of one evaluation, and ``seconds`` of the whole
-        training without loading. 1 MB is 10^6 bytes.
+        ``num_params`` of those that train, ``num_all_params`` and ``parameter_mb`` of all,
+        ``gradient_mb``, ``state_mb``, ``state_bytes_per_param``, ``peak_memory_mb`` (of the
+        process, or of the GPU), ``device``, ``step_ms``, ``optimizer_ms`` (None, as
+        ``gradient_mb``, where gradients are released), ``steps``, ``evaluations``,
+        ``validation_seconds`` of one evaluation, and ``seconds`` of the whole training without
+        loading. 1 MB is 10^6 bytes.
 
     Raises:
         ValueError: what training would raise.
@@ -121,12 +122,14 @@ def estimate(
         whole_step_ms -= optimizer_ms * (run.accumulation - 1)
     # The last record comes after the evaluation of one batch.
     validation = max(0.0, ends[-1] - ends[-2] - records[-1]["step_ms"] / 1e3)
-    validation *= _validation_batches(run, data)
+    validation *= validation_batches(run, data)
     evaluations = math.ceil(run.steps / run.evaluate_every)
     num_params = result["num_params"]
+    num_all_params = result.get("num_all_params", num_params)
     return {
         "num_params": num_params,
-        "parameter_mb": num_params * BYTES[run.precision] / 1e6,
+        "num_all_params": num_all_params,
+        "parameter_mb": num_all_params * BYTES[run.precision] / 1e6,
         "gradient_mb": None if run.release_gradients else num_params * BYTES[run.precision] / 1e6,
         "state_mb": result["state_bytes"] / 1e6,
         "state_bytes_per_param": result["state_bytes_per_param"],
@@ -141,11 +144,12 @@ def estimate(
     }
 
 
-def _validation_batches(run: Run, data: Mapping[str, Any]) -> int:
+def validation_batches(run: Run, data: Mapping[str, Any]) -> int:
     """Number of batches of one evaluation; where the data does not tell its size, at least 1."""
     sizes = ("validation_images", "validation_pairs", "validation_tokens")
     rows = next((data[size] for size in sizes if size in data), 0)
     rows //= run.data.tokens_per_row
+    rows *= getattr(run.data, "draws", 1)  # a noised image is held out so many times
     whole = max(1, math.ceil(rows / run.batch_size))
     if run.evaluation_batches is None:
         return whole

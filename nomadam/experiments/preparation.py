@@ -62,6 +62,13 @@ class Parts:
         """Whether this process is the one that writes."""
         return self.accelerator.is_main_process
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """``num_params``, and ``num_all_params`` where some of the parameters do not train."""
+        everything = sum(each.numel() for each in self.module.parameters())
+        frozen = {} if everything == self.num_params else {"num_all_params": everything}
+        return {"num_params": self.num_params, **frozen}
+
 
 def check_optimizer(run: Run, *, whole: bool = False) -> None:
     """Refuse an optimizer that can not be built, before anything is loaded or written.
@@ -315,7 +322,7 @@ def _open_folder(parts: Parts, again: bool) -> str | None:
             "format": FORMAT,
             "run": to_json(parts.run),
             "data": description,
-            "num_params": parts.num_params,
+            **parts.sizes,
             "optimizer_summary": _summary(parts.optimizer),
             **({} if stage is None else {"first_stage": stage}),
         },

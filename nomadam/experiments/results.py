@@ -47,7 +47,7 @@ def write_result(parts: Parts, diverged_at: int | None) -> None:
             "train_loss": statistics.fmean(numbers["train_loss"][-10:] or [math.nan]),
             "state_bytes": state_bytes,
             "state_bytes_per_param": state_bytes / parts.num_params,
-            "num_params": parts.num_params,
+            **parts.sizes,
             "optimizer_ms": statistics.median(numbers["optimizer_ms"] or [math.nan]),
             "step_ms": statistics.median(numbers["step_ms"] or [math.nan]),
             "first_optimizer_ms": metrics[0].get("optimizer_ms"),
