@@ -183,15 +183,25 @@ def show_tuning(found: Mapping[str, Any]) -> None:
 
 
 def edge_note(search: Mapping[str, Any], field: str) -> str:
-    """Say at which edge a best value lies, and that the search should be widened there."""
-    from nomadam.experiments.search_spaces import short
+    """Say that a best value lies at an edge, and whether to widen its range or to try more."""
+    from nomadam.experiments.search_spaces import outer_edge, short
 
-    name, label = short(field), search["label"]
+    name, label, is_grid = short(field), search["label"], search["is_grid"]
     value, edge = search["best"]["values"][field], search["edges"][field]
-    low, high = min(search["space"][field]), max(search["space"][field])
-    wider = (low / 10, high) if edge == "lower" else (low, high * 10)
-    advice = "" if search["is_grid"] else f" (--range {label}.{name}={wider[0]:g},{wider[1]:g})"
+    # A grid may have cells beside them that are no numbers, and have failed.
+    numbers = [each for each in search["space"][field] if isinstance(each, (int, float))]
+    low, high = min(numbers), max(numbers)
+    if is_grid and value in (low, high):
+        return f"{label}: the best {name} {value:g} lies at the {edge} edge of the grid: widen it"
+    if not is_grid and (outer := outer_edge(value, low, high)) is not None:
+        wider = (low / 10, high) if outer == "lower" else (low, high * 10)
+        return (
+            f"{label}: the best {name} {value:g} lies at the {outer} edge of its range, "
+            f"{low:g} to {high:g}: widen it (--range {label}.{name}={wider[0]:g},{wider[1]:g})"
+        )
+    beyond = "below" if edge == "lower" else "above"
+    where = "" if is_grid else " (a larger --budget, in another --out)"
     return (
-        f"{label}: the best {name} {value:g} lies at the {edge} edge of what was tried, "
-        f"in {low:g} to {high:g}: widen it{advice} or take more trials"
+        f"{label}: no {name} {beyond} the best one, {value:g}, was tried in {low:g} to {high:g}: "
+        f"take more trials{where}"
     )

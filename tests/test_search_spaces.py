@@ -10,6 +10,7 @@ from tiny_training import tiny_run
 from nomadam.experiments.configuration import OptimizerChoice
 from nomadam.experiments.search_spaces import (
     Search,
+    outer_edge,
     quasi_random,
     rounded,
     shown,
@@ -127,6 +128,18 @@ class TestEdges:
         tried = [{LR: lr} for lr in (1.01e-4, 1.2e-4, 1e-3, 9e-2, 9.9e-2)]
         found = [search.edges(each, tried) for each in tried]
         assert found == [{LR: "lower"}, {LR: "lower"}, {}, {LR: "upper"}, {LR: "upper"}]
+
+    def test_where_all_were_tried_in_the_outer_part_that_end_is_the_edge(self):
+        search = ranges(bounds={LR: (1e-4, 1e-1)})
+        tried = [{LR: lr} for lr in (9e-2, 9.5e-2)]
+        assert [search.edges(each, tried) for each in tried] == [{LR: "upper"}] * 2
+
+    def test_the_outer_part_is_a_twentieth_of_the_decades(self):
+        # Of two decades a tenth of one.
+        near = 10**0.1
+        values = (1e-3, 0.99e-3 * near, 1.01e-3 * near, 0.99e-1 / near, 1.01e-1 / near, 1e-1)
+        found = [outer_edge(value, 1e-3, 1e-1) for value in values]
+        assert found == ["lower", "lower", None, None, "upper", "upper"]
 
     def test_one_trial_has_no_edges(self):
         assert ranges().edges({LR: 1e-2, DECAY: 1e-3}, [{LR: 1e-2, DECAY: 1e-3}]) == {}

@@ -1,7 +1,7 @@
 import pytest
 from tiny_tunings import DECAY, LR, TuneHere
 
-from nomadam.tune_command import edge_note, ranges_of
+from nomadam.tune_command import edge_note, ranges_of, show_tuning
 
 
 @pytest.fixture
@@ -19,13 +19,40 @@ def test_ranges_in_words():
             ranges_of([text])
 
 
+def searched(best, edge, space=(1e-3, 1e-1), *, is_grid=False):
+    """What of a search's summary an edge is told from."""
+    search = {"label": "adamw", "is_grid": is_grid, "space": {LR: list(space)}}
+    return {**search, "best": {"values": {LR: best}}, "edges": {LR: edge}}
+
+
 class TestEdges:
-    def test_a_best_value_at_an_edge_asks_for_more(self, tune_here):
+    @pytest.mark.parametrize(
+        ("best", "edge", "wider"), [(1.2e-3, "lower", "0.0001,0.1"), (9e-2, "upper", "0.001,1")]
+    )
+    def test_a_best_value_in_the_outer_part_of_its_range(self, best, edge, wider):
+        note = edge_note(searched(best, edge), LR)
+        assert f"the best lr {best:g} lies at the {edge} edge of its range, 0.001 to 0.1" in note
+        assert note.endswith(f"widen it (--range adamw.lr={wider})")
+
+    @pytest.mark.parametrize(("edge", "beyond"), [("lower", "below"), ("upper", "above")])
+    def test_a_best_value_within_its_range_beyond_which_none_was_tried(self, edge, beyond):
+        note = edge_note(searched(1e-2, edge), LR)
+        assert note.startswith(f"adamw: no lr {beyond} the best one, 0.01, was tried in 0.001 to")
+        assert "take more trials" in note and "widen" not in note and "--range" not in note
+
+    def test_of_a_grid(self):
+        cells = (1e-3, 1e-2, 1e-1, "(absent)")
+        note = edge_note(searched(1e-1, "upper", cells, is_grid=True), LR)
+        assert note == "adamw: the best lr 0.1 lies at the upper edge of the grid: widen it"
+        # Those beyond it have failed.
+        note = edge_note(searched(1e-2, "upper", cells, is_grid=True), LR)
+        assert "no lr above the best one" in note and note.endswith("take more trials")
+
+    def test_two_trials_with_the_best_in_the_middle_ask_for_more(self, tune_here, capsys):
         # The loss of so short a training falls with the rate.
-        found, _ = tune_here(optimizers=["adamw"], budget=5, overrides={DECAY: "0"})
-        search = found["searches"][0]
-        assert search["edges"] == {LR: "upper"}
-        note = edge_note(search, LR)
-        assert note.startswith("adamw: the best lr ")
-        assert "at the upper edge of what was tried, in 3e-05 to 0.03: widen it" in note
-        assert "(--range adamw.lr=3e-05,0.3)" in note
+        found, _ = tune_here(optimizers=["adamw"], budget=2, overrides={DECAY: "0"})
+        (search,) = found["searches"]
+        assert search["best"]["trial"] == 0 and search["edges"] == {LR: "upper"}
+        show_tuning(found)
+        told = capsys.readouterr().out
+        assert "adamw: no lr above the best one" in told and "widen" not in told

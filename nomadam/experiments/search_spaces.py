@@ -124,8 +124,9 @@ class Search:
     def edges(self, best: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> dict[str, Edge]:
         """The fields whose best value lies at an edge of what was searched, and at which.
 
-        It does where no value beyond it was tried, or where it is in the outer 5 % of its range on
-        the logarithmic scale. Fields that are no numbers, or had one value, have no edges.
+        It does where it is in the outer 5 % of its range on the logarithmic scale (`outer_edge`),
+        which is then too narrow, or where no value beyond it was tried, which in a small search
+        can happen anywhere. Fields that are no numbers, or had one value, have no edges.
 
         Args:
             best: values of the best trial.
@@ -144,13 +145,27 @@ class Search:
             others = {each[field] for each in tried}
             if len(others) < 2 or not all(_is_number(other) for other in others):
                 continue
-            low, high = self.bounds.get(field, (min(others), max(others)))
-            near = (high / low) ** EDGE_FRACTION if self.bounds else 1.0
-            if value <= max(min(others), low * near if self.bounds else low):
+            edge = outer_edge(value, *self.bounds[field]) if self.bounds else None
+            if edge is not None:
+                found[field] = edge
+            elif value <= min(others):
                 found[field] = "lower"
-            elif value >= min(max(others), high / near if self.bounds else high):
+            elif value >= max(others):
                 found[field] = "upper"
         return found
+
+
+def outer_edge(value: float, low: float, high: float) -> Edge | None:
+    """The end of a range in whose outer 5 % a value lies on the logarithmic scale, if in any.
+
+    Example:
+        >>> [outer_edge(value, 1e-3, 1e-1) for value in (1.2e-3, 2e-3, 9e-2)]
+        ['lower', None, 'upper']
+    """
+    near = (high / low) ** EDGE_FRACTION
+    if value <= low * near:
+        return "lower"
+    return "upper" if value >= high / near else None
 
 
 def quasi_random(index: int, dimensions: int) -> list[float]:
