@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from nomadam.experiments.data import text_pairs
 from nomadam.experiments.data.text_pairs import (
     IGNORED,
     Pair,
@@ -76,8 +78,8 @@ def modules(tmp_path):
     return folder
 
 
-def read(folder, tmp_path, context=96, fraction=0.2, **changes):
-    options = {"vocab_size": 300, "context": 16, "validation_fraction": fraction}
+def read(folder, tmp_path, context=96, fraction=0.2, vocab_size=300, **changes):
+    options = {"vocab_size": vocab_size, "context": 16, "validation_fraction": fraction}
     tokens = load_tokens(str(folder), cache_folder=tmp_path / "cache", **options)
     keywords = {"context": context, "validation_fraction": fraction, "max_bytes": None, **changes}
     return load_docstrings(tokens, str(folder), **keywords)
@@ -117,8 +119,43 @@ def test_what_is_too_long_is_left_out_and_counted(modules, tmp_path):
 
 def test_modules_without_docstrings_are_refused(modules, tmp_path):
     (modules / "b.py").write_text("x = 1\n" * 140)
-    with pytest.raises(ValueError, match="has 0 train pairs"):
+    with pytest.raises(ValueError, match="has 0 train pairs: at least one is needed"):
         read(modules, tmp_path)
+
+
+def test_tokens_that_were_not_made_of_files_of_python_are_named(modules, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    binary, saved, one = (tmp_path / name for name in ("binary", "saved", "one"))
+    for folder in (binary, one):
+        folder.mkdir()
+    for part in ("train", "val"):
+        np.arange(99, dtype=np.uint16).tofile(binary / f"{part}.bin")
+    datasets.Dataset.from_dict({"text": ["x = 1\n" * 99] * 9}).save_to_disk(str(saved))
+    (one / "b.py").write_text(TRAIN + TRAIN)
+    with pytest.raises(ValueError, match="binary' holds tokens that are ready-made"):
+        read(binary, tmp_path, vocab_size=None)
+    with pytest.raises(ValueError, match="saved' is a data set, which has no files of Python"):
+        read(saved, tmp_path)
+    for source in (one, one / "b.py"):
+        with pytest.raises(ValueError, match=r"its files \(1\) are too few to hold out whole ones"):
+            read(source, tmp_path)
+
+
+def test_half_of_a_surrogate_pair_becomes_a_question_mark(modules, tmp_path):
+    text = TRAIN + "def lone():\n    'Half of \\ud800 a pair.'\n"
+    (modules / "b.py").write_text(text + TRAIN)
+    data = read(modules, tmp_path)
+    assert "Half of ? a pair." in [data.decode(target) for _, target in data.train]
+
+
+def test_the_mean_of_all_pairs_is_worked_out_once(modules, tmp_path, monkeypatch):
+    data, counted = read(modules, tmp_path), []
+    mean = sum(len(target) for _, target in data.train) / len(data.train)
+    plain = text_pairs._mean_targets
+    monkeypatch.setattr(text_pairs, "_mean_targets", lambda p: counted.append(p) or plain(p))
+    for step in range(3):
+        assert data.train_batch(seed=0, step=step, batch_size=2).mean_targets == mean
+    assert len(counted) == 1
 
 
 def test_batches_are_pure_functions_and_label_the_target_alone(modules, tmp_path):
@@ -209,6 +246,8 @@ def test_e2e_without_its_test_set_is_judged_by_the_development_set(tmp_path):
         ("devset.csv", "mr,text\na[b],c\n", "lacks the column ref: .* this one mr, text"),
         ("devset.csv", "mr,ref\n", "has 0 validation pairs"),
         ("trainset.csv", "mr,ref\nname of it,A text.\n", "line 2: mr must be such as"),
+        ("trainset.csv", 'mr,ref\n"name[A], junk, area[x",A text.\n', "line 2: mr must be such"),
+        ("trainset.csv", 'mr,ref\n"junk name[A]], area[x]",A text.\n', "line 2: mr must be such"),
         ("trainset.csv", "mr,ref\nname[it]\n", "line 2: mr must be such as"),
         ("trainset.csv", "mr,ref\nname[it],   \n", "line 2: mr must be such as"),
         ("testset_w_refs.csv", b"mr,ref\nname[\xff\xfe],a b\n", "is no CSV in UTF-8"),

@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nomadam.experiments.data.corpus import standard_library, survey, text_files, training_bytes
+from nomadam.experiments.data.hugging_face import is_data_set_path
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +105,7 @@ class PairDataset:
             key=_PAIRS << 64 | seed, counter=step << 128 | micro << 64
         ).random_raw(batch_size)
         rows = [self.train[int(draw % len(self.train))] for draw in raw]
-        return _padded(rows, self.end, _mean_targets(self.train))
+        return _padded(rows, self.end, self._mean_train_targets)
 
     def validation_batches(
         self, *, batch_size: int, max_batches: int | None = None
@@ -117,6 +119,10 @@ class PairDataset:
         mean = _mean_targets(self.validation)
         for start in range(0, len(self.validation), batch_size)[:max_batches]:
             yield _padded(self.validation[start : start + batch_size], self.end, mean)
+
+    @functools.cached_property
+    def _mean_train_targets(self) -> float:
+        return _mean_targets(self.train)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without white space at its ends."""
@@ -162,14 +168,29 @@ def load_docstrings(
         max_bytes: that the tokens were made of, None where all were.
 
     Raises:
-        ValueError: no pairs to train on or to validate by.
+        ValueError: tokens that were not made of files, no file that is held out as a whole, and no
+            pairs to train on or to validate by.
     """
-    corpus = (
-        standard_library(max_bytes)
-        if source == "stdlib"
-        else text_files(Path(os.path.expanduser(source)), max_bytes)
-    )
-    training = training_bytes(corpus, survey(corpus).sizes, validation_fraction)
+    if tokens.tokenizer_file is None:
+        raise ValueError(
+            f"data.tokens.source = {source!r} holds tokens that are ready-made, without the text "
+            "that pairs are found in; must be 'stdlib' or a folder of Python files"
+        )
+    path = Path(os.path.expanduser(source))
+    if source != "stdlib" and (is_data_set_path(path) or not path.exists()):
+        raise ValueError(
+            f"data.tokens.source = {source!r} is a data set, which has no files of Python to find "
+            "pairs in; must be 'stdlib' or a folder of Python files"
+        )
+    corpus = standard_library(max_bytes) if source == "stdlib" else text_files(path, max_bytes)
+    sizes = survey(corpus).sizes
+    training = training_bytes(corpus, sizes, validation_fraction)
+    if (training > 0).all():
+        raise ValueError(
+            f"data.tokens.source = {source!r}: its files ({len(sizes)}) are too few to hold out "
+            f"whole ones with data.tokens.validation_fraction = {validation_fraction:g}, which "
+            "pairs to validate by are taken from; give more files, or a larger fraction"
+        )
     found: dict[bool, dict[Pair, None]] = {True: {}, False: {}}
     unreadable = 0
     for name, kept, chunks in zip(corpus.names, training, corpus.read(), strict=True):
@@ -196,7 +217,7 @@ def docstring_pairs(source: str | bytes) -> Iterator[Pair]:
     """The functions of a Python file, each with the first sentence of its docstring.
 
     Args:
-        source: the file's content.
+        source: the file's content; what no encoding has, halves of surrogate pairs, becomes "?".
 
     Raises:
         SyntaxError: it is no Python of this version.
@@ -219,7 +240,8 @@ def docstring_pairs(source: str | bytes) -> Iterator[Pair]:
                 word = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
                 returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
                 signature = f"{word} {node.name}({ast.unparse(node.args)}){returns}:"
-                yield Pair(f'{signature}\n    """', target)
+                texts = (f'{signature}\n    """', target)
+                yield Pair(*(text.encode("utf-8", "replace").decode() for text in texts))
 
 
 def load_e2e(folder: str, *, tokenizer: str, context: int) -> PairDataset:
@@ -261,8 +283,10 @@ def _e2e_pairs(path: Path) -> Iterator[Pair]:
                 )
             for row in rows:
                 target = " ".join((row["ref"] or "").split())
-                known = _ATTRIBUTE.findall(row["mr"] or "")
-                if not known or not target:
+                told = (row["mr"] or "").strip()
+                known = _ATTRIBUTE.findall(told)
+                whole = "".join(match[0] for match in _ATTRIBUTE.finditer(told)) == told
+                if not known or not whole or not target:
                     raise ValueError(
                         f"{path}, line {rows.line_num}: mr must be such as 'name[Alimentum], "
                         f"area[riverside]' and ref a text, got {row['mr']!r} and {row['ref']!r}"
@@ -281,7 +305,7 @@ def _e2e_pairs(path: Path) -> Iterator[Pair]:
 def _encoded(
     parts: dict[str, list[Pair]],
     *,
-    tokenizer_file: Path | None,
+    tokenizer_file: Path,
     context: int,
     source: str,
     description: dict[str, Any],
@@ -300,15 +324,14 @@ def _encoded(
             both for both, fit in zip(zip(pairs, rows, strict=True), fits, strict=True) if fit
         ]
         if not kept[part]:
+            why = f", of which none fits into data.context = {context}" if pairs else ""
             raise ValueError(
-                f"data source {source!r} has {len(pairs)} {part} pairs, of which none fits into "
-                f"data.context = {context}: at least one is needed"
+                f"data source {source!r} has {len(pairs)} {part} pairs{why}: at least one is needed"
             )
     judged: dict[str, tuple[list[int], list[str]]] = {}
     for pair, (prompt, _) in kept.get("judged", kept["validation"]):
         judged.setdefault(pair.prompt, (prompt, []))[1].append(pair.target.strip())
     content = "\0".join(text for pairs in parts.values() for pair in pairs for text in pair)
-    assert tokenizer_file is not None
     return PairDataset(
         train=[row for _, row in kept["train"]],
         validation=[row for _, row in kept["validation"]],
@@ -330,12 +353,10 @@ def _encoded(
     )
 
 
-def _tokenizer(file: Path | None) -> tuple[Any, int]:
+def _tokenizer(file: Path) -> tuple[Any, int]:
     """The tokenizer of a file and its token for the end of a text."""
     from nomadam.experiments.data.byte_pairs import END_OF_TEXT
 
-    if file is None:
-        raise ValueError("data.tokens are read ready-made, without a tokenizer to encode pairs by")
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
