@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_training import assert_same_training, go, tiny_run
+from tiny_training import VOCABULARY, assert_same_training, go, tiny_run
 
+from nomadam.diagnostics.gsnr import measure_gains
 from nomadam.experiments.configuration import override
 from nomadam.experiments.gain_drift import drift, rank_correlation
 from nomadam.experiments.gsnr_over_training import (
@@ -86,6 +87,18 @@ def test_the_fixed_batch_is_the_same_and_not_the_trainings(measured):
     held = RunFolder(folder.with_name("still")).read_json(FILE)
     assert {len(set(gains)) for gains in held["fixed_batch"].values()} == {1}
     assert len(set(held["training_batch"]["1.weight"])) > 1
+
+
+def test_the_fixed_batches_are_the_first_held_out_ones(tmp_path):
+    study = override(tiny_study(), {"run.model.dropout": 0.0, "run.steps": 1, "fixed_batches": 2})
+    execute(study, tmp_path / "study")
+    run = study.run
+    torch.manual_seed(run.seed)
+    fresh = run.model.build(vocab_size=VOCABULARY)
+    batches = run.data.validation_batches(None, batch_size=run.batch_size, max_batches=2)
+    found = RunFolder(tmp_path / "study").read_json(FILE)["fixed_batch"]
+    for name, gain in measure_gains(fresh, run.model.loss, batches).items():
+        assert found[name] == [pytest.approx(gain, rel=1e-6)]
 
 
 def test_the_numbers_are_those_of_the_file(measured):

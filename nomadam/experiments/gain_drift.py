@@ -7,8 +7,8 @@ import numpy as np
 
 from nomadam.experiments.study import Table
 
-# Whose gradient is measured: the one that the step is taken along, and that of a batch which is
-# the same at every step and never trained on.
+# Whose gradient is measured: the one that the step is taken along, and that of a held-out batch,
+# which is the same at every step and never trained on.
 BATCHES = ("training_batch", "fixed_batch")
 
 # Of one kind of batch: block to its gain at each measured step, None where it has none.

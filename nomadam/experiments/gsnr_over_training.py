@@ -25,9 +25,6 @@ from nomadam.runs import RunFolder
 if TYPE_CHECKING:
     from nomadam.experiments.preparation import Parts
 
-# Step 0 is none of the training's own, so that its batch is one that the training does not see.
-FIXED_STEP = 0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GainsOverTraining(Study):
@@ -41,8 +38,8 @@ class GainsOverTraining(Study):
         run: what is trained; it must not release its gradients.
         measurements: steps at which gains are measured, from the first to the last, evenly in the
             logarithm of the step: at least 2; default 24. Early on several fall together.
-        fixed_batches: batches of the training's size whose mean gradient is the fixed one, at
-            least 1; default 1.
+        fixed_batches: held-out batches of the training's size, the first ones, whose mean gradient
+            is the fixed one, at least 1; default 1.
 
     Raises:
         ValueError: for a value outside its range.
@@ -135,16 +132,10 @@ class GainsOverTraining(Study):
 
         run, module, device = self.run, trained.module, trained.accelerator.device
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        batches = (
-            run.data.train_batch(
-                trained.dataset,
-                seed=run.seed,
-                step=FIXED_STEP,
-                micro=micro,
-                batch_size=run.batch_size,
-            ).to(device)
-            for micro in range(self.fixed_batches)
+        held_out = run.data.validation_batches(
+            trained.dataset, batch_size=run.batch_size, max_batches=self.fixed_batches
         )
+        batches = (batch.to(device) for batch in held_out)
         own = {name: p.grad for name, p in named.items() if p.grad is not None}
         return {
             "blocks": blocks_of({name: list(p.shape) for name, p in named.items()}),
