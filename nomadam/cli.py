@@ -127,7 +127,10 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        out_option("The run folder.  [default: runs/NAME-HASH, a hash of the whole Run]"),
+        out_option(
+            "The run folder; a first stage and what a study trains are put beside it.  "
+            "[default: runs/NAME-HASH, a hash of the whole Run]"
+        ),
     ] = None,
     device: DeviceOption = Device.auto,
     cache: Cache = None,

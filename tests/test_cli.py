@@ -100,6 +100,11 @@ def test_help_has_examples_and_exit_codes(nomadam, command):
         assert example in COMMANDS
 
 
+def test_help_says_where_a_first_stage_is_put(nomadam):
+    text = " ".join(nomadam("run", "--help")[1].split())
+    assert "The run folder; a first stage and what a study trains are put beside it." in text
+
+
 def test_list_is_one_whole_line_a_run_at_any_width(nomadam):
     done = subprocess.run(
         [sys.executable, "-m", "nomadam", "list"],
