@@ -82,11 +82,29 @@ def test_a_crop_lies_in_any_picture(size, monkeypatch):
         assert 3 / 4 - 1e-6 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-6
 
 
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (3, 2), (224, 223), (255, 257)])
+def test_only_the_middle_is_resized(size, monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+
+    def watched(self, size, *arguments, **options):
+        sizes.append(size)
+        return resize(self, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert central_crop(Image.new("RGB", size), size=224).size == (224, 224)
+    assert sizes == [(224, 224)]
+
+
 def test_the_middle_of_a_picture_is_taken():
     picture = Image.new("RGB", (32, 16), (255, 0, 0))
     picture.paste((0, 255, 0), (8, 0, 24, 16))
     assert central_crop(picture, size=14).getcolors() == [(196, (0, 255, 0))]
     assert central_crop(Image.new("RGB", (3, 500)), size=14).size == (14, 14)
+    halved = noise(32, 64)
+    whole = halved.resize((16, 32), Image.Resampling.BILINEAR)
+    middle = np.int64(central_crop(halved, size=14))
+    assert np.abs(middle - np.int64(whole.crop((1, 9, 15, 23)))).max() <= 1  # by rounding
     assert mirrored(picture, 0.5) == picture
     lopsided = noise(6, 4)
     assert mirrored(mirrored(lopsided, 0.1), 0.1) == lopsided != mirrored(lopsided, 0.1)

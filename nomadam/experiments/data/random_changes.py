@@ -59,6 +59,8 @@ def random_crop(
 def central_crop(picture: "Image.Image", *, size: int) -> "Image.Image":
     """Resize the shorter side to 8/7 of a size and cut a square of that size out of the middle.
 
+    Only the square is resized, bilinearly: of a long and thin picture the whole would be huge.
+
     Example:
         >>> from PIL import Image
         >>> central_crop(Image.new("RGB", (40, 30)), size=14).size
@@ -66,11 +68,11 @@ def central_crop(picture: "Image.Image", *, size: int) -> "Image.Image":
     """
     from PIL import Image
 
-    scale = round(size * 8 / 7) / min(picture.size)
-    width, height = (max(size, round(scale * side)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    cut = min(picture.size) * size / round(size * 8 / 7)
+    left, top = (picture.width - cut) / 2, (picture.height - cut) / 2
+    return picture.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + cut, top + cut)
+    )
 
 
 def mirrored(picture: "Image.Image", draw: float) -> "Image.Image":
