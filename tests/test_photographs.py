@@ -222,13 +222,13 @@ def test_each_row_is_mixed_with_the_next_and_so_is_its_label(data):
         assert torch.allclose(found, share * own + (1 - share) * own.roll(-1, 0), atol=1e-6)
     shares = [
         data.train_batch(mix, seed=0, step=step, batch_size=5).to(CPU).labels.max(1).values.min()
-        for step in range(8)
+        for step in range(1, 9)
     ]
     assert len({share.item() for share in shares}) > 4
 
 
 def test_each_pass_has_every_picture_once_and_none_that_is_held_out(data):
-    batches = [data.train_batch(STILL, seed=0, step=step, batch_size=5) for step in range(3)]
+    batches = [data.train_batch(STILL, seed=0, step=step, batch_size=5) for step in (1, 2, 3)]
     labels = torch.cat([batch.to(CPU).labels for batch in batches])
     assert sorted(labels.tolist()) == [0] * 5 + [1] * 5 + [2] * 5
     held_out = list(data.validation_batches(size=8, batch_size=4))

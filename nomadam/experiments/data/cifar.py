@@ -58,7 +58,7 @@ class CifarDataset:
 
         Args:
             seed: from 0 to 2**64 - 1.
-            step: the optimizer step, from 0.
+            step: the optimizer step, from 1.
             micro: the micro-batch within the step, from 0. Default 0.
             batch_size: at least 1.
             padding: see `cropped`.

@@ -15,26 +15,31 @@ def shuffled_rows(
 ) -> np.ndarray:
     """The numbers of a batch's rows, where each pass over the data has an order of its own.
 
-    Batch t of micro-batch m holds the rows at the places t · batch_size ... of an endless list: one
-    shuffle of all rows after another, so that every row comes once in a pass. Each m has its own
-    list.
+    Batch t of micro-batch m holds the rows at the places (t - 1) · batch_size ... of an endless
+    list: one shuffle of all rows after another, so that every row comes once in a pass, the first
+    one too. Each m has its own list.
 
     Args:
         num_rows: of the data, at least 1.
         seed: from 0 to 2**64 - 1.
-        step: the optimizer step, from 0.
+        step: the optimizer step t, from 1.
         micro: the micro-batch within the step, from 0.
         batch_size: at least 1.
 
     Returns:
         int64 `[batch_size]`, from 0 to `num_rows - 1`.
 
+    Errors:
+        ValueError: for a step below 1.
+
     Examples:
-        >>> two = [shuffled_rows(6, seed=0, step=t, micro=0, batch_size=3) for t in range(2)]
+        >>> two = [shuffled_rows(6, seed=0, step=t, micro=0, batch_size=3) for t in (1, 2)]
         >>> sorted(np.concatenate(two).tolist())
         [0, 1, 2, 3, 4, 5]
     """
-    places = step * batch_size + np.arange(batch_size)
+    if step < 1:
+        raise ValueError(f"step = {step}: must be at least 1, as the first one of a training is")
+    places = (step - 1) * batch_size + np.arange(batch_size)
     passes = places // num_rows
     rows = np.empty(batch_size, np.int64)
     for number in np.unique(passes):
