@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nomadam.experiments.data.cifar import load_cifar
 from nomadam.experiments.data.image_folder import load_pictures, read_picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -41,6 +42,27 @@ def test_class_folders_are_read_in_order_whatever_lies_beside_them(folder):
     assert train.sha256 == before
     (folder / "train" / "ant" / "9.PNG").write_bytes((folder / "val/ant/0.png").read_bytes())
     assert len(load(folder)[0]) == 7 and load(folder)[0].sha256 != before
+
+
+def test_hidden_folders_are_no_classes(folder):
+    paint(folder / "train" / ".ipynb_checkpoints" / "0-checkpoint.png", (1, 1, 1))
+    paint(folder / "val" / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png", (1, 1, 1))
+    train, held_out = load(folder)
+    assert train.classes == ("ant", "bee") and len(held_out) == 2
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "rows.parquet"])
+def test_folders_of_classes_go_before_tables_beside_them(folder, name):
+    before = load(folder)[0].sha256
+    (folder / name).write_text("{}")
+    assert load(folder)[0].sha256 == before
+
+
+def test_links_are_followed(folder):
+    (folder / "train" / "bee").rename(folder / "elsewhere")
+    (folder / "train" / "bee").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "4.png").symlink_to(folder / "val" / "bee" / "0.png")
+    assert load(folder)[0].labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_pictures_in_folders_of_a_class_and_other_names_of_the_held_out(folder):
@@ -92,6 +114,17 @@ def damage(folder, kind):
     elif kind == "half a picture":
         whole = (folder / "val" / "bee" / "0.png").read_bytes()
         (folder / "val" / "bee" / "0.png").write_bytes(whole[: len(whole) // 2])
+    elif kind == "a picture that is a link to nothing":
+        (folder / "train" / "ant" / "9.png").symlink_to(folder / "gone.png")
+    elif kind == "a class that is a link to nothing":
+        (folder / "train" / "cow").symlink_to(folder / "gone")
+    elif kind == "a link to itself":
+        (folder / "train" / "ant" / "9.png").symlink_to("9.png")
+    elif kind == "a folder that is a link to its own":
+        (folder / "train" / "ant" / "again").symlink_to("..")
+    elif kind == "one class alone":
+        for split in ("train", "val"):
+            (folder / split / "bee").rename(folder / split / ".bee")
     elif kind == "a program":
         (folder / "train" / "ant" / "0.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
 
@@ -106,6 +139,11 @@ def damage(folder, kind):
         ("an empty file", "1.png is empty"),
         ("no picture", "bee.0.png can not be read as a picture"),
         ("half a picture", "bee.0.png can not be read as a picture"),
+        ("a picture that is a link to nothing", "9.png can not be read: No such file"),
+        ("a class that is a link to nothing", "train.cow is a link to nothing"),
+        ("a link to itself", "9.png can not be read: Too many levels"),
+        ("a folder that is a link to its own", "again.ant is a link to a folder that it lies in"),
+        ("one class alone", "must have two classes or more; it has: ant"),
         ("a program", "ant.0.png can not be read as a picture"),
     ],
 )
@@ -120,6 +158,15 @@ def test_a_picture_larger_than_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="x.png can not be read as a picture"):
         read_picture(tmp_path / "x.png", "x.png")
+
+
+def test_what_is_missing_and_what_is_packed_is_said(tmp_path):
+    with pytest.raises(ValueError, match="imagenet': no such file or folder, and not a data set's"):
+        load(tmp_path / "imagenet")
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b")
+    for read in (load, lambda source: load_cifar(str(source))):
+        with pytest.raises(ValueError, match="tar.gz is an archive: unpack it"):
+            read(tmp_path / "cifar-10-python.tar.gz")
 
 
 def tables(rows=4, **fields):

@@ -141,7 +141,10 @@ def tables_named(source: str, *, instead: str = "a local path") -> Any:
     datasets = _library()
     match = _NAME.fullmatch(source)
     if match is None:
-        raise ValueError(f"data source {source!r} is not a data set's name (owner/name)")
+        raise ValueError(
+            f"data source {source!r}: no such file or folder, and not a data set's name "
+            f"(owner/name); give {instead}"
+        )
     name, configuration = match.groups()
     _ask_for(name, source, instead)
     try:

@@ -19,6 +19,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Readers of pictures only: that of PostScript would start another program.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 HELD_OUT = ("val", "validation", "test")
+ARCHIVES = (".7z", ".bz2", ".gz", ".tar", ".tgz", ".xz", ".zip", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,11 +108,14 @@ def load_pictures(
         cache_folder: for a data set that lies in table files.
 
     Errors:
-        ValueError: a source that is missing or of another kind, classes that differ, a class
-            without pictures, an empty file, or a class whose first picture can not be read.
+        ValueError: a source that is missing or of another kind, classes that differ, one class
+            alone, a class without pictures, an empty file, a link to nothing or to a folder that it
+            lies in, or a class whose first picture can not be read.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and not hugging_face.is_data_set_path(path):
+    # Tables may lie beside the folders: lists of the files in them, say.
+    tables = hugging_face.is_data_set_path(path) and not _has_classes(path)
+    if path.is_dir() and not tables:
         train, held_out = (_class_folders(path / split) for split in _split_folders(path))
         _check_classes(source, train, held_out)
     else:
@@ -123,8 +127,11 @@ def load_pictures(
 
 
 def _check_classes(source: str, train: Pictures, held_out: Pictures) -> None:
-    """Refuse held-out pictures whose labels mean other classes than those to train on."""
+    """Refuse one class alone, and held-out pictures whose labels mean other classes."""
     if train.classes == held_out.classes:
+        if len(train.classes) < 2:
+            there = ", ".join(train.classes)
+            raise ValueError(f"{source} must have two classes or more; it has: {there}")
         return
     unlike = sorted(set(train.classes) ^ set(held_out.classes))[:5]
     if unlike:
@@ -138,6 +145,20 @@ def _check_classes(source: str, train: Pictures, held_out: Pictures) -> None:
     )
 
 
+def _has_classes(path: Path) -> bool:
+    there = (path / "train").is_dir() and any((path / split).is_dir() for split in HELD_OUT)
+    return there and bool(_folders(path / "train"))
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, in order; hidden ones are none."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise ValueError(f"{entry} is a link to nothing")
+    return sorted(entry.name for entry in entries if entry.is_dir())
+
+
 def _split_folders(path: Path) -> tuple[str, str]:
     there = [split for split in HELD_OUT if (path / split).is_dir()]
     if not (path / "train").is_dir() or not there:
@@ -148,7 +169,7 @@ def _split_folders(path: Path) -> tuple[str, str]:
 
 
 def _class_folders(folder: Path) -> Pictures:
-    classes = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    classes = _folders(folder)
     if not classes:
         raise ValueError(
             f"{folder} holds no folders of classes; pictures are sorted by class: CLASS/*.jpg"
@@ -176,14 +197,22 @@ def _class_folders(folder: Path) -> Pictures:
     )
 
 
-def _files(folder: Path) -> list[tuple[str, int]]:
-    """Path and size in bytes of every picture below a folder."""
+def _files(folder: Path, above: tuple[str, ...] = ()) -> list[tuple[str, int]]:
+    """Path and size in bytes of every picture below a folder; links are followed."""
+    place = os.path.realpath(folder)
+    if place in above:
+        raise ValueError(f"{folder} is a link to a folder that it lies in")
     found = []
     for entry in os.scandir(folder):
-        if entry.is_dir():
-            found += _files(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.name[0] != ".":
-            found.append((entry.path, entry.stat().st_size))
+        try:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _files(Path(entry.path), (*above, place))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                found.append((entry.path, entry.stat().st_size))
+        except OSError as error:
+            raise ValueError(f"{entry.path} can not be read: {error.strerror}") from error
     return found
 
 
@@ -205,6 +234,8 @@ def picture_tables(
     """
     path = Path(source).expanduser()
     if path.exists():
+        if path.suffix.lower() in ARCHIVES:
+            raise ValueError(f"{path} is an archive: unpack it, and give the folder that was in it")
         if not hugging_face.is_data_set_path(path):
             raise ValueError(f"{path} is no data set")
         splits = hugging_face.tables_at(path, cache_folder)
