@@ -87,6 +87,9 @@ class ConceptDataset:
     def train_batch(self, *, seed: int, step: int, micro: int = 0, batch_size: int) -> ConceptBatch:
         """Random pictures, texts, noises and steps, a pure function of the arguments.
 
+        They are drawn by numpy's Generator, whose methods may change from one version of numpy to
+        another: they repeat exactly within one, as does what `validation_batches` draws.
+
         Args:
             seed: from 0 to 2**64 - 1.
             step: the optimizer step, from 0.

@@ -75,6 +75,11 @@ class NoisedDataset:
     ) -> NoisedBatch:
         """Random images with random noise at random times, a pure function of the arguments.
 
+        Noise and times are drawn by numpy's Generator, whose methods may change from one version
+        of numpy to another: they repeat exactly within one, as does the noise of
+        `validation_batches`. Which images are drawn, and how they are changed, does not depend
+        on it.
+
         Args:
             seed: from 0 to 2**64 - 1.
             step: the optimizer step, from 0.

@@ -124,7 +124,9 @@ class PhotographDataset:
 
             image ← s · image + (1 − s) · image after it, s = max(b, 1 − b), b ~ Beta(α, α)
 
-        and its label is a row of parts of the classes, float32 `[rows, num_classes]`.
+        and its label is a row of parts of the classes, float32 `[rows, num_classes]`. The share is
+        drawn by numpy's Generator, whose methods may change from one version of numpy to another:
+        it repeats exactly within one, while rows and changes do not depend on it.
 
         Args:
             changes: to each picture.
