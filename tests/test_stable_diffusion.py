@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     vocabulary = {word: number for number, word in enumerate(words)}
     (folder / "words" / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "words" / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "words", model_max_length=12)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "words", model_max_length=20)
     torch.manual_seed(0)
     text = transformers.CLIPTextConfig(
         vocab_size=len(words),
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=12,
+        max_position_embeddings=20,
         bos_token_id=len(words) - 2,
         eos_token_id=len(words) - 1,
     )
@@ -135,7 +135,7 @@ def test_rows_are_pure_draws_of_latents_and_texts(folder):
     run = small(folder)
     dataset = run.data.load()
     assert dataset.means.shape == (4, 4, 8, 8) and dataset.held_out.shape == (1, 4, 8, 8)
-    assert dataset.texts.shape == (3, 12, 8) and dataset.prompt == "a photo of a sks"
+    assert dataset.texts.shape == (3, 20, 8) and dataset.prompt == "a photo of a sks"
     one, same, other = (
         dataset.train_batch(seed=seed, step=3, micro=1, batch_size=64) for seed in (5, 5, 6)
     )
@@ -270,3 +270,29 @@ def test_a_unet_that_asks_for_more_than_a_text_is_refused(copied):
     diffusers.UNet2DConditionModel.from_config({**shape, **more}).save_pretrained(unet)
     with pytest.raises(ValueError, match="its UNet has addition_embed_type = 'text_time'"):
         small(copied).model.build(weights=str(copied / "weights"))
+
+
+def test_folders_may_begin_at_home_and_hold_more_than_is_read(copied, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied))
+    digest = small(copied).data.load().description["sha256"]
+    unet = copied / "weights" / "unet"
+    (unet / ".cache").mkdir()
+    (unet / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    (copied / "pictures" / ".0.png").write_bytes(b"not read")
+    (copied / "pictures" / "more.png").mkdir()
+    at_home = {"data.weights": "~/weights", "data.pictures": "~/pictures"}
+    run = small(copied, **at_home)
+    dataset = run.data.load()
+    assert dataset.description["sha256"] == digest
+    assert dataset.description["train_images"] == 2
+    run.model.build(**run.data.shape(dataset))
+    config = json.loads((unet / "config.json").read_text())
+    (unet / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
+    assert run.data.load().description["sha256"] != digest
+
+
+def test_a_text_longer_than_the_encoder_reads_is_not_cut(copied):
+    run = small(copied, **{"data.templates": "{}", "data.concept": "a" * 18})
+    assert run.data.load().texts.shape == (1, 20, 8)
+    with pytest.raises(ValueError, match="'a{19}' has 21 tokens .* must have at most 20"):
+        override(run, {"data.concept": "a" * 19}).data.load()

@@ -63,13 +63,13 @@ class StableDiffusionLoRAModel:
         from nomadam.experiments.data.concept_pictures import check_weights
         from nomadam.experiments.data.saved_models import read_model
 
-        check_weights(weights)
+        folder = check_weights(weights)
         try:
             from diffusers import UNet2DConditionModel
         except ImportError as error:
             needs = "Stable Diffusion needs diffusers"
             raise ImportError(f'{needs}: pip install "nomadam[lab]"') from error
-        unet = read_model(UNet2DConditionModel, Path(weights, "unet"))
+        unet = read_model(UNet2DConditionModel, folder / "unet")
         more = unet.config.addition_embed_type
         if more is not None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ PARTS = ("unet", "vae", "text_encoder")
 _LATENTS = 0x6C6174656E7473
 _HELD_OUT = 2**64 - 1
 _LARGEST_PIXELS = 2**28
+_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,8 +171,8 @@ def load_concept(
     """
     import torch
 
-    check_weights(weights)
-    paths = _paths(Path(pictures))
+    folder = check_weights(weights)
+    paths = _paths(Path(pictures).expanduser())
     pixels = torch.stack([_pixels(path, size) for path in paths])
     vae, encoder, tokenizer, scheduler = read_parts(weights)
     halved = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -184,15 +186,11 @@ def load_concept(
     if flip:
         training = torch.cat([training, training.flip(3)])
     means, deviations = _latents(vae, training)
-    tokens = tokenizer(
-        list(texts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
+    tokens = _tokens(
+        tokenizer, texts, min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     )
     with torch.no_grad():
-        encoded = encoder(tokens.input_ids)[0].float()
+        encoded = encoder(tokens)[0].float()
     return ConceptDataset(
         means=means,
         deviations=deviations,
@@ -205,7 +203,7 @@ def load_concept(
         weights=weights,
         description={
             "source": Path(pictures).name,
-            "sha256": _digest(paths, weights),
+            "sha256": _digest(paths, folder),
             "train_images": len(paths) - num_held_out,
             "validation_images": num_held_out,
             "prompt": texts[0],
@@ -213,18 +211,28 @@ def load_concept(
     )
 
 
-def check_weights(weights: str) -> None:
-    """Refuse a folder that is no Stable Diffusion in safetensors.
+def _tokens(tokenizer: Any, texts: Sequence[str], most: int) -> "torch.Tensor":
+    for text in texts:
+        count = len(tokenizer(text).input_ids)
+        if count > most:
+            raise ValueError(
+                f"data.templates with data.concept: {text!r} has {count} tokens with the two at "
+                f"its ends; must have at most {most}, which the text encoder reads"
+            )
+    padded = tokenizer(list(texts), padding="max_length", max_length=most, return_tensors="pt")
+    return padded.input_ids
+
+
+def check_weights(weights: str) -> Path:
+    """The folder of the weights; refuses one that is no Stable Diffusion in safetensors.
 
     Raises:
         ValueError: naming what is missing.
     """
-    folder = Path(weights)
+    folder = Path(weights).expanduser()
     needed = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
     missing = [name for name in needed if not (folder / name).is_file()]
-    missing += [
-        f"{part}/*.safetensors" for part in PARTS if not any((folder / part).glob("*.safetensors"))
-    ]
+    missing += [f"{part}/*.safetensors" for part in PARTS if not _weights_of(folder / part)]
     if not (folder / "tokenizer").is_dir():
         missing.append("tokenizer/")
     if missing:
@@ -232,12 +240,23 @@ def check_weights(weights: str) -> None:
             f"data.weights = {weights!r}: must be a local folder as diffusers saves Stable "
             f"Diffusion, weights in safetensors; missing: {', '.join(missing)}"
         )
+    return folder
+
+
+def _weights_of(part: Path) -> list[Path]:
+    """The files that the weights of a part are read from; other variants may lie beside them."""
+    there = sorted(part.iterdir()) if part.is_dir() else []
+    return [path for path in there if _WEIGHTS.fullmatch(path.name)]
 
 
 def _paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"data.pictures = {str(folder)!r}: must be a folder of pictures")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in ENDINGS and path.name[0] != "." and not path.is_dir()
+    )
     if len(paths) < 2:
         raise ValueError(
             f"data.pictures = {str(folder)!r}: must hold at least 2 pictures, one of them to be "
@@ -278,7 +297,7 @@ def read_parts(weights: str) -> tuple[Any, Any, Any, Any]:
     except ImportError as error:
         needs = "Stable Diffusion needs diffusers and transformers"
         raise ImportError(f'{needs}: pip install "nomadam[lab]"') from error
-    folder = Path(weights)
+    folder = Path(weights).expanduser()
     vae = read_model(AutoencoderKL, folder / "vae").eval()
     encoder = read_model(CLIPTextModel, folder / "text_encoder").eval()
     try:
@@ -301,6 +320,8 @@ def _latents(vae: Any, pixels: "torch.Tensor") -> tuple["torch.Tensor", "torch.T
     return torch.cat(means).float() * scale, torch.cat(deviations).float() * scale
 
 
-def _digest(paths: Sequence[Path], weights: str) -> str:
-    read = [*paths, *(path for part in PARTS for path in sorted(Path(weights, part).iterdir()))]
+def _digest(pictures: Sequence[Path], weights: Path) -> str:
+    """Of the pictures, and of what of the weights' parts is read."""
+    parts = [weights / part for part in PARTS]
+    read = [*pictures, *(p for part in parts for p in (part / "config.json", *_weights_of(part)))]
     return hashlib.sha256("".join(sha256(path) for path in read).encode()).hexdigest()
