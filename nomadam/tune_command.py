@@ -96,7 +96,8 @@ def tune(
 
     All trials have one seed, which the finals leave out: nomadam compare NAME --tuned FOLDER.
     Started again, by one or by several at once, it goes on: what has ended is not trained again,
-    and what was killed is taken up at its checkpoint.
+    and what was killed is taken up at its checkpoint. Other optimizers can be added to a folder,
+    with the same budget.
     """
     from nomadam.experiments.estimate import estimate_arms
     from nomadam.experiments.tuning import tune as train_trials
@@ -133,7 +134,9 @@ def tune(
     else:
         show_tuning(found)
         terminal.show(f"summary: {planned.folder / 'tuning.json'}")
-    searches = found["searches"]
+    # Not those that an earlier command has left in the folder.
+    asked = {search.label for search in planned.searches}
+    searches = [search for search in found["searches"] if search["label"] in asked]
     if any(search["failed"] for search in searches):
         return FAILED
     return FINISHED if all(search["best"] for search in searches) else DIVERGED

@@ -1,6 +1,9 @@
 import pytest
-from tiny_tunings import DECAY, LR, TuneHere
+from tiny_tunings import DECAY, HERE, LR, TuneHere
 
+from nomadam.cli import main
+from nomadam.experiments import tuning
+from nomadam.experiments.comparison import train_arm
 from nomadam.tune_command import edge_note, ranges_of, show_tuning
 
 
@@ -56,3 +59,15 @@ class TestEdges:
         show_tuning(found)
         told = capsys.readouterr().out
         assert "adamw: no lr above the best one" in told and "widen" not in told
+
+
+def test_what_failed_in_an_earlier_command_is_no_failure_of_this_one(tune_here, monkeypatch):
+    def broken(arm, options, make_progress):
+        raise RuntimeError("out of memory")
+
+    words = ["tune", f"{HERE}.study", "--budget", "1", "--device", "cpu"]
+    words += ["--out", str(tune_here.folder)]
+    monkeypatch.setattr(tuning, "train_arm", broken)
+    assert main([*words, "--optimizer", "adamw"]) == 1
+    monkeypatch.setattr(tuning, "train_arm", train_arm)
+    assert main([*words, "--optimizer", "sgd_sai"]) == 0

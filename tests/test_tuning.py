@@ -42,13 +42,84 @@ class TestTuning:
             assert search["best"]["validation_loss"] == min(losses)
             assert search["best"]["trial"] == losses.index(min(losses))
 
-    def test_it_goes_on_and_trains_nothing_twice(self, tune_here, tmp_path):
+    def test_it_goes_on_and_trains_nothing_twice(self, tune_here):
         first, _ = tune_here(optimizers=["adamw"], budget=2)
         again, lines = tune_here(optimizers=["adamw"], budget=2)
         assert again == first and lines == [] and len(tune_here.trained) == 2
-        more, _ = tune_here(optimizers=["adamw", "sgd_sai"], budget=3)
-        assert tune_here.trained[2:] == ["sgd_sai 1/3", "sgd_sai 2/3", "adamw 3/3", "sgd_sai 3/3"]
-        assert more["searches"][0]["trials"][:2] == first["searches"][0]["trials"]
+        more, _ = tune_here(optimizers=["sgd_sai", "adamw"], budget=2)
+        assert tune_here.trained[2:] == ["sgd_sai 1/2", "sgd_sai 2/2"]
+        assert more["searches"][0] == first["searches"][0]
+
+    def test_what_was_tuned_before_in_the_folder_is_kept(self, tune_here, tmp_path):
+        first, _ = tune_here(optimizers=["adamw"], budget=2)
+        more, _ = tune_here(optimizers=["sgd_sai"], budget=2, ranges={"lr": (1e-3, 1.0)})
+        assert json.loads((tmp_path / "out" / "tuning.json").read_text()) == more
+        assert [search["label"] for search in more["searches"]] == ["adamw", "sgd_sai"]
+        assert more["searches"][0] == first["searches"][0]
+        # Tuned anew it stands in the same place, and once.
+        assert tune_here(optimizers=["adamw"], budget=2)[0] == more
+        _, runs = tuned_runs(f"{HERE}.study", tmp_path / "out")
+        assert [run.optimizer.name for run in runs] == ["adamw", "sgd_sai"]
+
+    def test_what_ends_meanwhile_in_the_folder_is_kept(self, tune_here, monkeypatch):
+        def beside(arm, options, make_progress):
+            monkeypatch.setattr(tuning, "train_arm", train_arm)
+            tune_here(optimizers=["adamw"], budget=1)
+            return train_arm(arm, options, make_progress)
+
+        monkeypatch.setattr(tuning, "train_arm", beside)
+        found, _ = tune_here(optimizers=["sgd_sai"], budget=1)
+        assert tune_here.trained == ["sgd_sai 1/1", "adamw 1/1"]
+        assert [search["label"] for search in found["searches"]] == ["adamw", "sgd_sai"]
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "sgd_sai"])
+    def test_another_budget_in_the_folder_is_refused_before_any_work(
+        self, tune_here, tmp_path, monkeypatch, optimizer
+    ):
+        tune_here(optimizers=["adamw"], budget=2)
+        held = (tmp_path / "out" / "tuning.json").read_bytes()
+        monkeypatch.setattr(tuning, "check_arms", None)
+        for budget in (1, 3):
+            words = rf"out holds another tuning.*\n  budget: 2 there, {budget} here"
+            with pytest.raises(ValueError, match=words):
+                tune_here(optimizers=[optimizer], budget=budget)
+        assert len(tune_here.trained) == 2
+        assert (tmp_path / "out" / "tuning.json").read_bytes() == held
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "sgd_sai"])
+    def test_another_budget_than_that_of_an_interrupted_tuning(
+        self, tune_here, tmp_path, monkeypatch, optimizer
+    ):
+        def stopped(arm, options, make_progress):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tuning, "train_arm", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune_here(optimizers=["adamw"], budget=2)
+        monkeypatch.setattr(tuning, "train_arm", train_arm)
+        with pytest.raises(ValueError, match=r"out/adamw holds .*\n  budget: 2 there, 1 here"):
+            tune_here(optimizers=[optimizer], budget=1)
+        assert not (tmp_path / "out" / "tuning.json").exists()
+        # What was refused has left nothing that would be in the way of the same budget.
+        assert len(tune_here(optimizers=[optimizer], budget=2)[0]["searches"]) == 1
+
+    def test_another_study_in_the_folder_is_refused(self, tune_here):
+        tune_here(optimizers=["adamw"], budget=1)
+        for changes, words in (
+            ({"name": f"{HERE}.fragile"}, r"name: 'tiny_tunings\.study' there"),
+            ({"sampler": "tpe"}, "sampler: 'qmc' there, 'tpe' here"),
+            ({"overrides": {"steps": "3"}}, r"overrides\.steps: '\(absent\)' there, '3' here"),
+        ):
+            with pytest.raises(ValueError, match=f"holds another tuning.*\n  {words}"):
+                tune_here(**{"optimizers": ["sgd_sai"], "budget": 1, **changes})
+        assert len(tune_here.trained) == 1
+
+    def test_a_damaged_summary_is_not_written_over(self, tune_here, tmp_path):
+        tune_here(optimizers=["adamw"], budget=1)
+        (tmp_path / "out" / "tuning.json").write_text("{}")
+        with pytest.raises(ValueError, match="damaged"):
+            tune_here(optimizers=["sgd_sai"], budget=1)
+        assert (tmp_path / "out" / "tuning.json").read_text() == "{}"
 
     def test_a_lost_database_costs_no_training(self, tune_here, tmp_path):
         first, _ = tune_here(optimizers=["adamw"], budget=2)
@@ -67,13 +138,11 @@ class TestTuning:
         assert found["searches"][0]["finished"] == 1
         monkeypatch.setattr(tuning, "run_in_children", lambda *_: [Outcome(error="killed")])
         with pytest.raises(RuntimeError, match="killed"):
-            tune_here(optimizers=["adamw"], budget=2, workers=2)
+            tune_here(optimizers=["sgd_sai"], budget=1, workers=2)
 
     def test_another_search_in_the_folder_is_refused_before_any_training(self, tune_here):
         tune_here(optimizers=["adamw"], budget=1)
-        with pytest.raises(ValueError, match=r"another search.*\n.*run\.steps: 4 there, 3 here"):
-            tune_here(optimizers=["adamw"], budget=1, overrides={"steps": "3"})
-        with pytest.raises(ValueError, match=r"space\.optimizer\.lr"):
+        with pytest.raises(ValueError, match=r"another search(.*\n)+  space\.optimizer\.lr"):
             tune_here(optimizers=["adamw"], budget=1, ranges={"lr": (1e-3, 1.0)})
         assert len(tune_here.trained) == 1
 

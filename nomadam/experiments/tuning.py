@@ -18,7 +18,13 @@ from nomadam.experiments.search_spaces import Search, Values, shown, suggested, 
 from nomadam.experiments.shared_trials import Claim, SharedTrials, Worker, forget_dead_workers
 from nomadam.experiments.trial_storage import open_storage, open_study, quiet, sqlite_url
 from nomadam.experiments.tuning_plan import Tuning
-from nomadam.experiments.tuning_summary import SUMMARY, summary_of
+from nomadam.experiments.tuning_summary import (
+    SUMMARY,
+    check_shared,
+    earlier_searches,
+    shared_by_all,
+    summary_of,
+)
 from nomadam.runs import FolderInUseError, RunFolder, refuse_file
 
 POLL_SECONDS = 2.0
@@ -47,11 +53,13 @@ def tune(
         tell: takes a line about a trial that has ended; a picklable callable.
 
     Returns:
-        The content of ``tuning.json``.
+        The content of ``tuning.json``: the searches of this tuning, and those of other optimizers
+        that were tuned in the folder before.
 
     Raises:
-        ValueError: before any work: what can not be trained, a storage that can not be opened, a
-            study that holds another search.
+        ValueError: before any training: what can not be trained, a storage that can not be opened,
+            a study that holds another search, a folder that holds a tuning of another budget,
+            sampler or study.
         RuntimeError: a worker failed.
         KeyboardInterrupt: interrupted; the trials in training have written their checkpoints.
     """
@@ -59,6 +67,7 @@ def tune(
         raise ValueError(f"workers = {workers}: must be at least 1")
     refuse_file(tuning.folder)
     _check_folder(tuning)
+    earlier_searches(tuning)  # refuses those of another tuning
     first = [tuning.arm(each, 0, each.values(0)) for each in tuning.searches]
     if new := [arm for arm in first if ended_result(arm) is None]:
         _raise_first([run_in_child(check_arms, new, dict(options))])
@@ -79,6 +88,9 @@ def tune(
         # Else the others have done what a worker that died has left.
         _raise_first(outcomes)
     with _alone(tuning.folder, "summing up"):
+        # Read now, since a command that tunes other optimizers may have ended in the meantime.
+        searches = (*earlier_searches(tuning), *summary["searches"])
+        summary["searches"] = list({each["label"]: each for each in searches}.values())
         RunFolder(tuning.folder).write_json(SUMMARY, summary)
         forget_dead_workers(tuning.folder)
     return summary
@@ -98,9 +110,19 @@ def _raise_first(outcomes: Sequence[Outcome]) -> None:
 def _studies(tuning: Tuning, url: str) -> list[Any]:
     """Open the optuna study of each search."""
     storage = open_storage(url)
+    import optuna
+
     # Of the folder's own name, so that the same command finds them on every machine.
     name = tuning.folder.resolve().name
-    return [open_study(storage, f"{name}/{each.label}", each.plan) for each in tuning.searches]
+    for held in optuna.get_all_study_names(storage):
+        if held.startswith(f"{name}/"):
+            attrs = optuna.load_study(study_name=held, storage=storage).user_attrs
+            check_shared(tuning, attrs.get("tuning", shared_by_all(tuning)), held)
+    studies = [open_study(storage, f"{name}/{each.label}", each.plan) for each in tuning.searches]
+    for study in studies:
+        if "tuning" not in study.user_attrs:
+            study.set_user_attr("tuning", shared_by_all(tuning))
+    return studies
 
 
 def work(tuning: Tuning, url: str, *rest: Any) -> None:

@@ -33,16 +33,57 @@ def summary_of(tuning: Tuning, studies: Sequence[Any]) -> dict[str, Any]:
     """
     return {
         "format": FORMAT,
-        "name": tuning.name,
-        "sampler": tuning.sampler,
-        "budget": tuning.budget,
-        "seed": tuning.searches[0].runs[0].seed,
-        "overrides": dict(tuning.overrides),
+        **shared_by_all(tuning),
         "searches": [
             _search_summary(tuning, search, study)
             for search, study in zip(tuning.searches, studies, strict=True)
         ],
     }
+
+
+def shared_by_all(tuning: Tuning) -> dict[str, Any]:
+    """What the searches of a folder have in common, so that their optimizers can be compared."""
+    return {
+        "name": tuning.name,
+        "sampler": tuning.sampler,
+        "budget": tuning.budget,
+        "seed": tuning.searches[0].runs[0].seed,
+        "overrides": dict(tuning.overrides),
+    }
+
+
+def check_shared(tuning: Tuning, held: Mapping[str, Any], place: str | Path) -> None:
+    """Refuse a place that holds a tuning of which this one would not be a part.
+
+    Args:
+        tuning: from `plan_tuning`.
+        held: `shared_by_all` of the other one; other keys do not matter.
+        place: where that is.
+
+    Raises:
+        ValueError: with the fields in which they differ.
+    """
+    asked = shared_by_all(tuning)
+    differing = differing_fields({key: held.get(key) for key in asked}, asked)
+    if differing:
+        lines = [f"  {field}: {a!r} there, {b!r} here" for field, (a, b) in differing.items()]
+        raise ValueError(
+            f"{place} holds another tuning, choose another --out; they differ in\n"
+            + "\n".join(lines)
+        )
+
+
+def earlier_searches(tuning: Tuning) -> list[dict[str, Any]]:
+    """The searches in the summary that the folder has now, of any optimizers.
+
+    Raises:
+        ValueError: the summary is damaged, or of another tuning.
+    """
+    held = _read(tuning.folder)
+    if held is None:
+        return []
+    check_shared(tuning, held, tuning.folder)
+    return held["searches"]
 
 
 def _search_summary(tuning: Tuning, search: Search, study: Any) -> dict[str, Any]:
@@ -103,6 +144,10 @@ def tuned_runs(
             was not tuned or none of its trials finished, or the study has changed since.
     """
     held = _read(folder)
+    if held is None:
+        raise ValueError(
+            f"{folder} holds no {SUMMARY}: it is the folder of no tuning, or not yet of a whole one"
+        )
     if held["name"] != name:
         raise ValueError(f"{folder} holds the tuning of {held['name']}, not of {name}")
     found = {search["label"]: search for search in held["searches"]}
@@ -145,13 +190,11 @@ def _made_again(held: Mapping[str, Any], search: Mapping[str, Any]) -> Run:
     return plan.searches[0].run(search["best"]["values"])
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """The summary of a tuning, with all that is needed of it."""
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The summary of a tuning, with all that is needed of it; None where there is none."""
     held = RunFolder(folder).read_object(SUMMARY)
     if held is None:
-        raise ValueError(
-            f"{folder} holds no {SUMMARY}: it is the folder of no tuning, or not yet of a whole one"
-        )
+        return None
     kinds = {"name": str, "sampler": str, "budget": int, "seed": int}
     kinds |= {"overrides": dict, "searches": list}
     whole = all(isinstance(held.get(key), kind) for key, kind in kinds.items())
