@@ -82,9 +82,7 @@ def test_gains_follow_every_kth_step_and_no_other():
 
 def test_a_step_that_measures_looks_at_the_gradients_once_and_others_never(monkeypatch):
     calls, moments = [], sgd_sai_start.shares
-    monkeypatch.setattr(
-        sgd_sai_start, "shares", lambda *args: calls.append(step) or moments(*args)
-    )
+    monkeypatch.setattr(sgd_sai_start, "shares", lambda *args: calls.append(step) or moments(*args))
     params, optimizer = (made := fresh()), SGDSaI(made, refresh=4)
     for step, grads in enumerate(gradients(10)):  # noqa: B007
         train(optimizer, params, [grads])
