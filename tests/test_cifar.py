@@ -2,6 +2,7 @@
 
 import pickle
 import pickletools
+import struct
 
 import numpy as np
 import pytest
@@ -125,6 +126,9 @@ HOSTILE = {
     "an array that is none": python2_batch(np.zeros((2, 3072), np.uint8), [0, 1])[:-40],
     "labels of another number": python2_batch(np.zeros((2, 3072), np.uint8), [0, 1, 2]),
     "a label out of range": python2_batch(np.zeros((2, 3072), np.uint8), [0, 10]),
+    "a label that is no whole number": python2_batch(np.zeros((2, 3072), np.uint8), [0, 7]).replace(
+        integer(7), b"G" + struct.pack(">d", 0.5)
+    ),
     "a negative label": python2_batch(np.zeros((2, 3072), np.uint8), [0, -1]),
     "no image": python2_batch(np.zeros((0, 3072), np.uint8), []),
     "fewer bytes than it says": python2_batch(np.zeros((2, 3072), np.uint8), [0, 1]).replace(

@@ -1,5 +1,7 @@
 """Pictures in class folders and in data sets: what is there, and what is refused at once."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -189,6 +191,22 @@ def test_a_saved_data_set_is_found_by_its_types(tmp_path):
     assert train.classes == ("ant", "bee") and train.labels.tolist() == [0, 1, 0, 1]
     assert train.picture(3).getpixel((0, 0)) == (3, 0, 0) and len(held_out) == 2
     assert train.labels.dtype == np.int64 and train.sha256 != held_out.sha256
+
+
+def test_other_pictures_of_the_same_size_are_other_data(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def digest(name, last):
+        files = []
+        for value in (0, 1, 2, last):
+            file = io.BytesIO()
+            Image.new("RGB", (12, 9), (value, 0, 0)).save(file, "BMP")
+            files.append({"bytes": file.getvalue(), "path": None})
+        plain = tables().remove_columns("picture").add_column("picture", files)
+        table = plain.cast_column("picture", datasets.Image())
+        return load(save(tmp_path / name, train=table, test=tables()))[0].sha256
+
+    assert digest("one", 3) == digest("two", 3) != digest("three", 4)
 
 
 def test_a_folder_of_parquet_files_with_pictures(tmp_path):

@@ -217,7 +217,10 @@ def read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         content = _BatchUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
-        images, labels = content[b"data"], np.asarray(content[b"labels"], np.int64)
+        images, labels = content[b"data"], np.asarray(content[b"labels"])
+        if labels.size and labels.dtype.kind not in "iu":
+            raise ValueError(f"its labels must be whole numbers, are {labels.dtype}")
+        labels = labels.astype(np.int64)
         if isinstance(images, _Array):
             images = images.to_numpy()
         images = images.reshape(len(labels), *IMAGE)
