@@ -87,6 +87,13 @@ def compare(model, optimizer, reference_model, reference, close=1e-12):
             torch.testing.assert_close(whole(ours[key]), expected[key], rtol=close, atol=close)
 
 
+def compare_parameters(model, reference, close):
+    for (_, one), (_, other) in zip(
+        model.named_parameters(), reference.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(whole(one.detach()), other.detach(), rtol=close, atol=close)
+
+
 def here():
     return {"rank": dist.get_rank(), "size": dist.get_world_size()}
 
@@ -125,8 +132,12 @@ def fsdp2_in_mixed_precision():
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     model = sharded_net(mp_policy=policy)
     optimizer = SGDSaI(model.named_parameters(), lr=2e-2)
-    train(model, optimizer, **here(), dtype=torch.bfloat16)
-    compare(model, optimizer, *alone(), close=0.1)
+    # Few steps: in bfloat16 the two trainings go apart.
+    train(model, optimizer, range(3), **here(), dtype=torch.bfloat16)
+    other, reference = alone(range(3))
+    compare_parameters(model, other, close=0.05)
+    for name, gain in reference.gains().items():
+        assert abs(optimizer.gains()[name] / gain - 1) < 0.05, name
 
 
 def gradients_are_clipped_as_in_one_process():

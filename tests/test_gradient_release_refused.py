@@ -271,7 +271,7 @@ def test_modules_that_exchange_gradients(process_group):
     from torch.nn.parallel import DistributedDataParallel
 
     def check(model, match):
-        optimizer = SGDSaI(model.parameters())
+        optimizer = SGDSaI(model.parameters(), gain=1.0)
         for outer in (model, nn.ModuleDict({"inner": model})):
             with pytest.raises(ValueError, match=match):
                 release_gradients(outer, optimizer)
