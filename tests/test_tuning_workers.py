@@ -17,6 +17,15 @@ METHODS = multiprocessing.get_all_start_methods()
 # A server that has loaded torch once makes the processes, where the system has such.
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 
+# What a worker would import before its first step, most of it inside functions.
+LOADED = [
+    "nomadam.experiments.training",
+    "accelerate",
+    "torch._dynamo",
+    "optuna",
+    "alembic.command",
+]
+
 
 @pytest.fixture
 def tune_here(monkeypatch, tmp_path):
@@ -44,7 +53,7 @@ def test_workers_killed_at_random_instants_lose_no_trial(tune_here, tmp_path):
 
     def start():
         if "forkserver" in METHODS:
-            CONTEXT.set_forkserver_preload(["nomadam.experiments.training", "accelerate", "optuna"])
+            CONTEXT.set_forkserver_preload(LOADED)
         process = CONTEXT.Process(target=work_in_one_process, args=(plan, url, log))
         process.start()
         return process

@@ -28,7 +28,7 @@ def without_data() -> Run:
 
 
 def long() -> Run:
-    return dataclasses.replace(to_be_killed(), name=f"{HERE}.long")
+    return dataclasses.replace(to_be_killed(), name=f"{HERE}.long", steps=40)
 
 
 def grid() -> list[Run]:
