@@ -93,21 +93,28 @@ def held_out_names(folder):
     return [name for name, kept in zip(corpus.names, training, strict=True) if not kept]
 
 
-def test_held_out_are_the_modules_of_the_tokens_and_no_pair_is_in_both(modules, tmp_path):
+def test_held_out_are_the_modules_of_the_tokens_and_no_target_is_in_both(modules, tmp_path):
     assert held_out_names(modules) == ["held.py"]
+    other = "\ndef plus(box):\n    'Add one to two.'\n"  # the sentence under another signature
+    (modules / "b.py").write_text(TRAIN + other + TRAIN)
     data = read(modules, tmp_path)
     texts = [(data.decode(prompt), data.decode(target)) for prompt, target in data.train]
-    assert texts[0] == ('def add(one, two=2):\n    """', "Add one to two.")
-    assert len(texts) == len(set(texts)) == 3
-    assert [data.decode(target) for _, target in data.validation] == ["Make a new box of it."]
-    assert data.judged == [(data.validation[0][0], ["Make a new box of it."])]
+    assert texts[0][1] == "Open it, however wide."
+    assert len(texts) == len(set(texts)) == 2
+    held_out = ["Make a new box of it.", "Add one to two."]
+    assert [data.decode(target) for _, target in data.validation] == held_out
+    assert data.judged == [
+        (prompt, [text]) for (prompt, _), text in zip(data.validation, held_out, strict=True)
+    ]
     described = data.description
-    assert described["train_pairs"] == 3 and described["validation_pairs"] == 1
+    assert described["train_pairs"] == 2 and described["validation_pairs"] == 2
+    assert described["shared_targets"] == 2
     assert described["unreadable_files"] == 1 and described["too_long_pairs"] == 0
     assert len(str(described["sha256"])) == len(str(described["tokenizer_sha256"])) == 64
 
 
 def test_what_is_too_long_is_left_out_and_counted(modules, tmp_path):
+    (modules / "b.py").write_text(TRAIN + "\ndef less(box):\n    'Take one out of it.'\n" + TRAIN)
     lengths = sorted(len(p) + len(t) for p, t in read(modules, tmp_path).train)
     assert lengths[1] < lengths[2]
     data = read(modules, tmp_path, context=lengths[1] - 1)

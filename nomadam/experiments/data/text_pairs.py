@@ -157,8 +157,8 @@ def load_docstrings(
     """Signatures of functions, each with the first sentence of its docstring.
 
     Held out are the modules that the tokens hold out too, so that a model trained on these has
-    seen nothing of them. Each pair comes once; a held-out pair that is also a training pair is
-    left out, and so is one that is too long.
+    seen nothing of them. Each pair comes once; a training pair whose sentence is also a held-out
+    one is left out, and so is a pair that is too long.
 
     Args:
         tokens: made of the same source; their tokenizer is used.
@@ -200,16 +200,19 @@ def load_docstrings(
                 found[bool(kept)] |= dict.fromkeys(docstring_pairs(text))
             except (SyntaxError, ValueError, RecursionError):
                 unreadable += 1
-    train, validation = (
-        list(found[True]),
-        [pair for pair in found[False] if pair not in found[True]],
-    )
+    # Of another signature too: a model could have learned the sentence by heart.
+    held_out = {pair.target for pair in found[False]}
+    train = [pair for pair in found[True] if pair.target not in held_out]
     return _encoded(
-        {"train": train, "validation": validation},
+        {"train": train, "validation": list(found[False])},
         tokenizer_file=tokens.tokenizer_file,
         context=context,
         source=source,
-        description={"unreadable_files": unreadable, "held_out": "whole documents"},
+        description={
+            "unreadable_files": unreadable,
+            "shared_targets": len(found[True]) - len(train),
+            "held_out": "whole documents",
+        },
     )
 
 
