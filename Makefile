@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint docs bench tables claims clean
+.PHONY: demo test test-integrations lint docs bench tables claims clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'nomadam needs Python 3.11 or newer')"
@@ -19,11 +19,19 @@ JOBS ?= 2
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
 
+.venv/installed-integrations: .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[integrations]"
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/nomadam compare gpt2_pretraining.demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --doctest-modules nomadam tests
+
+# With RECORD=FILE, what passed with which versions is put into a table there.
+test-integrations: .venv/installed-integrations
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(RECORD),--record $(RECORD)) tests_integrations
 
 lint: .venv/installed
 	$(BIN)/ruff check .
