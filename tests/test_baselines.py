@@ -20,7 +20,7 @@ ALL = sorted(name for name, row in BASELINES.items() if not row.needs_lora)
 NAMES = {"sgd_sai", "sgdm", "sgdm_decoupled", "adam", "adamw", "adam_mini", "prodigy", "lion"} | {
     "adafactor", "schedule_free_adamw", "muon", "scaled_sgd", "scaled_adamw",
     "sgd_sai_sqrt_numel", "sgd_sai_normalized", "sgd_sai_refreshed", "sgd_sai_shuffled",
-    "sgd_sai_equal",
+    "sgd_sai_equal", "sgd_sai_rows",
     "muon_sgd_sai", "sign_embedding_sgd_sai", "scion", "scale", "apollo_mini",
 }  # fmt: skip
 TWO_RATES = {"muon_sgd_sai", "sign_embedding_sgd_sai"}

@@ -12,6 +12,7 @@ from nomadam.optimizers.scale import scale, scale_groups
 from nomadam.optimizers.scion import scion, scion_groups
 from nomadam.optimizers.sgd_sai import SGDSaI
 from nomadam.optimizers.sgd_sai_controls import ShuffledSGDSaI, equal_sgd_sai
+from nomadam.optimizers.sgd_sai_rows import row_groups, sgd_sai_rows
 from nomadam.optimizers.sign_embedding import sign_embedding_groups, sign_embedding_sgd_sai
 
 PLAIN = {"normalize": False, "refresh": None, "direction": "momentum"}
@@ -88,6 +89,19 @@ ROWS = (
         make=SGDSaI,
         fixed={**PLAIN, "gain": "gsnr", "refresh": 25},
         count_state=state_bytes.sgd_sai_state,
+    ),
+    Baseline(
+        name="sgd_sai_rows",
+        summary="SGDSaI whose gains follow training: by the square root of a block's gradients "
+        "against its first one, and among the rows of embeddings and output layer. Our own.",
+        package="nomadam",
+        default_lr=1e-2,
+        default_weight_decay=1e-2,
+        search_space={"lr": (3e-4, 3e-1), "weight_decay": (1e-4, 1e-1)},
+        state_bytes_per_param=4,
+        make=sgd_sai_rows,
+        groups=row_groups,
+        count_state=state_bytes.row_state,
     ),
     Baseline(
         name="sgd_sai_shuffled",

@@ -16,6 +16,7 @@ from nomadam.optimizers.muon_pair import muon_groups
 from nomadam.optimizers.options import named_dtype
 from nomadam.optimizers.param_groups import trainable_parameters
 from nomadam.optimizers.scale import scale_groups
+from nomadam.optimizers.sgd_sai_rows import row_groups
 from nomadam.optimizers.sgd_sai_state import keeps_compensation, momentum_dtype
 
 
@@ -51,6 +52,21 @@ def sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
 def plain_sgd_sai_state(model: nn.Module, arguments: dict[str, Any]) -> int:
     """Of SGDSaI without a choice of dtypes."""
     return sgd_sai_state(model, {"momentum_dtype": None, "rounding": "auto", **arguments})
+
+
+def row_state(model: nn.Module, arguments: dict[str, Any]) -> int:
+    """One buffer, and a number for each row of embeddings and output layer."""
+    total = 0
+    for group in row_groups(model, 0.0, **_of(arguments, "head", "rest")):
+        for _, p in group["params"]:
+            rows = (
+                p.numel() // max(p.shape[group["row_dim"]], 1)
+                if group["row_dim"] is not None
+                else 0
+            )
+            wide = torch.promote_types(p.dtype, torch.float32)
+            total += p.numel() * p.element_size() + rows * wide.itemsize
+    return total
 
 
 def adam_mini_state(model: nn.Module, arguments: dict[str, Any]) -> int:

@@ -61,3 +61,28 @@ def scion(theta, grads, *, lr, weight_decay, norm, radius, momentum=0.9):
         theta = theta - lr * weight_decay * theta
         theta = theta - lr * radius * step
         yield theta
+
+
+def sgd_sai_rows(theta, grads, *, lr, weight_decay, row_dim=None, momentum=0.9, beta2=0.99):
+    """SGD-SaI that follows training, for one block; `row_dim` runs along a row, None for a block.
+
+    Gradients before the first one that is not all zero only decay.
+    """
+    m = v = gain = first = None
+    t = 0
+    for grad in grads:
+        theta = theta - lr * weight_decay * theta
+        if t or grad.abs().max() > 0:
+            t += 1
+            square = (grad**2).mean() if row_dim is None else (grad**2).mean(row_dim, keepdim=True)
+            if t == 1:
+                gain, first = grad.norm() / grad.std(), (grad**2).mean().sqrt()
+                m, v = grad, torch.zeros_like(square)
+            else:
+                m = momentum * m + (1 - momentum) * grad
+            v = beta2 * v + (1 - beta2) * square
+            r = (v / (1 - beta2**t)).sqrt()
+            f = first / r if row_dim is None else (r**2).sum() / r.sum() / r
+            f = torch.where(r > 0, f.sqrt(), 0.0)
+            theta = theta - lr * gain * f * m
+        yield theta
