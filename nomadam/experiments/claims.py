@@ -249,6 +249,16 @@ CLAIMS = (
         )
         for setting in ("gpt2", "vit", "resnet18")
     ),
+    *(
+        _duel(
+            setting,
+            "sgd_sai_rows",
+            "sgd_sai",
+            "following-gain",
+            "Gains that follow training, a number a block and a number a row, beat SGD-SaI",
+        )
+        for setting in ("gpt2", "vit", "resnet18")
+    ),
     _duel(
         "gpt2",
         "sgd_sai",
