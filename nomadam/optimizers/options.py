@@ -77,6 +77,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_range("eps", options["eps"], 0.0)
     check_gain(options["gain"])
     check_refresh(options)
+    check_switches(options)
     if options["direction"] not in ("momentum", "sign"):
         raise ValueError(f"direction must be 'momentum' or 'sign', got {options['direction']!r}")
     if options["fused"] and options["direction"] == "sign":
@@ -90,6 +91,16 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options["foreach"] and options["differentiable"]:
         raise ValueError("foreach=True and differentiable=True exclude each other")
     check_storage(options)
+
+
+def check_switches(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a switch that is neither on nor off: any text would count as on."""
+    for name in ("normalize", "nesterov", "maximize", "differentiable", "skip_nonfinite"):
+        if not isinstance(options[name], bool):
+            raise ValueError(f"{name} must be True or False, got {options[name]!r}")
+    for name in ("foreach", "fused"):
+        if options[name] is not None and not isinstance(options[name], bool):
+            raise ValueError(f"{name} must be None, True or False, got {options[name]!r}")
 
 
 def check_refresh(options: Mapping[str, Any]) -> None:
