@@ -272,6 +272,14 @@ def test_a_unet_that_asks_for_more_than_a_text_is_refused(copied):
         small(copied).model.build(weights=str(copied / "weights"))
 
 
+def test_a_unet_for_inpainting_is_refused(copied):
+    unet = copied / "weights" / "unet"
+    shape = {**diffusers.UNet2DConditionModel.load_config(unet), "in_channels": 9}
+    diffusers.UNet2DConditionModel.from_config(shape).save_pretrained(unet)
+    with pytest.raises(ValueError, match="its UNet has in_channels = 9, as one for inpainting"):
+        small(copied).model.build(weights=str(copied / "weights"))
+
+
 def test_folders_may_begin_at_home_and_hold_more_than_is_read(copied, monkeypatch):
     monkeypatch.setenv("HOME", str(copied))
     digest = small(copied).data.load().description["sha256"]

@@ -76,6 +76,12 @@ class StableDiffusionLoRAModel:
                 f"data.weights = {weights!r}: its UNet has addition_embed_type = {more!r}, as that "
                 "of Stable Diffusion XL; must be one that a text alone conditions"
             )
+        taken, given = unet.config.in_channels, unet.config.out_channels
+        if taken != given:
+            raise ValueError(
+                f"data.weights = {weights!r}: its UNet has in_channels = {taken}, as one for "
+                f"inpainting; must be its out_channels, {given}"
+            )
         return adapted(unet, rank=self.rank, alpha=self.alpha, dropout=0.0, targets=self.targets)
 
     def loss(self, module: "torch.nn.Module", batch: "ConceptBatch") -> "torch.Tensor":
