@@ -1,7 +1,7 @@
 """All benchmarks, each in a process of its own; the results go to benchmarks/results.
 
 Run: ``make bench``, or ``python benchmarks/run_all.py [--device cuda] [--quick]``. Then ``make
-tables`` writes the tables and pictures of README.md and docs/speed.md from the results.
+tables`` writes the tables and pictures of README.md and the documentation from the results.
 """
 
 import argparse
@@ -18,6 +18,7 @@ SCRIPTS = (
     "gradient_release.py",
     "scaling.py",
     "cold_start.py",
+    "sharded.py",
 )
 SMALL_GPT2 = ["--layers", "1", "--width", "64", "--vocabulary", "512", "--tokens", "16"]
 QUICK = {
@@ -26,6 +27,7 @@ QUICK = {
     "memory.py": ["--shapes", "tiny"],
     "gradient_release.py": [*SMALL_GPT2, "--steps", "1"],
     "scaling.py": ["--largest", "1e6", "--rounds", "3"],
+    "sharded.py": ["--shapes", "tiny", "--rounds", "2"],
     "cold_start.py": ["--repeats", "1", "--optimizers", "torch_sgd_fused", "sgd_sai_fused"],
 }
 

@@ -1,4 +1,4 @@
-"""The text of each marked section, made from the results; standard library only."""
+"""The text of each marked section, made from the results and from the shapes of models."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from goals import goals_table
+
+from nomadam.experiments.cost.models import on_meta
+from nomadam.experiments.cost.sharding import LARGE_MODELS, STORAGES, bytes_held
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
 DEVICES = ("cpu", "cuda")
@@ -310,6 +313,51 @@ def growth(results: Results) -> str:
     return each_device(results, "scaling", text)
 
 
+def sharded(results: Results) -> str:
+    """What sharding costs: counted and predicted bytes, and the time beside plain tensors."""
+
+    def text(result: Mapping[str, Any]) -> str:
+        parts = []
+        for shapes, found in result["shapes"].items():
+            heads = ["processes, momentum", "step, ms", "held by the first, bytes", "predicted"]
+            heads += ["received for gains, bytes", "predicted"]
+            lines = [
+                [
+                    f"{row['world']}, {row['momentum']}",
+                    milliseconds(row["step_ms"]["median"]),
+                    f"{row['held_bytes']:,}",
+                    f"{row['predicted_held_bytes']:,}",
+                    f"{row['gain_bytes']:,}",
+                    f"{row['predicted_gain_bytes']:,}",
+                ]
+                for row in found["rows"]
+            ]
+            ratios = "; ".join(
+                f"{name}: {row['ratio']['median']:.2f} ({row['ratio']['q1']:.2f}–"
+                f"{row['ratio']['q3']:.2f})"
+                for name, row in found["overhead"].items()
+            )
+            parts.append(
+                f"{table(heads, lines)}\n\nSharded tensors on one process take so many times "
+                f"what plain ones take (median, quartiles): {ratios}. {size_line(shapes, found)}."
+            )
+        return "\n\n".join([*parts, f"The processes share the cores. {source(result)}."])
+
+    return each_device(results, "sharded", text)
+
+
+def memory_of_ranks(_: Results) -> str:
+    """Memory of a rank under FSDP2 by the number of ranks, from the shapes."""
+    worlds = (1, 8, 64, 512)
+    lines = []
+    for name, make in LARGE_MODELS.items():
+        model = on_meta(make)
+        for storage in STORAGES:
+            sizes = [bytes_held(model, storage, world) / 2**30 for world in worlds]
+            lines.append([f"{name}, {storage.label}", *(number(size, 1) for size in sizes)])
+    return table(["GiB a rank, ranks:", *map(str, worlds)], lines)
+
+
 def goals(results: Results) -> str:
     """What the release was to reach, and what was measured."""
     return goals_table(results, table)
@@ -326,5 +374,7 @@ SECTIONS: Mapping[str, Callable[[Results], str]] = MappingProxyType(
         "gradient_release": gradient_release,
         "paper": paper,
         "growth": growth,
+        "sharded": sharded,
+        "memory_of_ranks": memory_of_ranks,
     }
 )

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/speed.md, between their markers, from the results.
+"""Writes the tables of README.md and of the documentation, between their markers, from the results.
 
 A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; all else is left alone.
 Run: ``make tables``, or ``python benchmarks/tables.py [--check]``, which also draws the pictures.
@@ -12,7 +12,7 @@ from pathlib import Path
 from sections import SECTIONS, Results, read_results
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/speed.md", "docs/distributed.md"))
 MARKER = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 

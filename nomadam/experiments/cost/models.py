@@ -128,15 +128,25 @@ def vit(*, layers: int, width: int, heads: int, patch: int, image: int = 224, cl
     )
 
 
-def llama(*, layers: int, width: int, heads: int, inner: int, vocabulary: int = 32000):
-    """The tensors of a Llama 2 whose queries and keys have the same number of heads."""
+def llama(
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    inner: int,
+    vocabulary: int = 32000,
+    key_heads: int | None = None,
+):
+    """The tensors of a Llama; keys and values have as many heads as queries, or fewer."""
+    keys = width // heads * (key_heads or heads)
 
     def parts() -> Parts:
         yield "model.embed_tokens", nn.Embedding(vocabulary, width)
         for i in range(layers):
             block = f"model.layers.{i}"
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                yield f"{block}.self_attn.{name}", nn.Linear(width, width, bias=False)
+            for name, outputs in (("q_proj", width), ("k_proj", keys), ("v_proj", keys)):
+                yield f"{block}.self_attn.{name}", nn.Linear(width, outputs, bias=False)
+            yield f"{block}.self_attn.o_proj", nn.Linear(width, width, bias=False)
             yield f"{block}.mlp.gate_proj", nn.Linear(width, inner, bias=False)
             yield f"{block}.mlp.up_proj", nn.Linear(width, inner, bias=False)
             yield f"{block}.mlp.down_proj", nn.Linear(inner, width, bias=False)
