@@ -50,7 +50,7 @@ tables: .venv/installed
 	$(BIN)/python benchmarks/tables.py
 
 claims: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/nomadam claims --workers $(JOBS) --page docs/reproducing.md
+	OMP_NUM_THREADS=1 $(BIN)/nomadam claims --workers $(JOBS) --page docs/reproducing.md --pictures runs/claims_pictures
 
 clean:
 	rm -rf .venv site build *.egg-info .pytest_cache .ruff_cache

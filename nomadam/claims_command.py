@@ -43,6 +43,10 @@ def claims(
         Path | None,
         option("--page", metavar="FILE", help="A page whose marked part becomes the tables."),
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        option("--pictures", metavar="FOLDER", help="Draw what is kept, a folder a setting."),
+    ] = None,
     cache: Cache = None,
     decide: Annotated[
         bool, typer.Option("--decide", help="Train nothing; decide from what is kept.")
@@ -61,9 +65,10 @@ def claims(
     """
     from nomadam.experiments.claim_evidence import Evidence
     from nomadam.experiments.claim_runs import Places, train_all
-    from nomadam.experiments.claim_settings import SETTINGS
+    from nomadam.experiments.claim_settings import SEEDS, SETTINGS
     from nomadam.experiments.claims import budget, verdicts
     from nomadam.reports.claim_pages import claims_page, with_claims
+    from nomadam.reports.claim_pictures import draw_claims
 
     known = [setting.name for setting in SETTINGS]
     for name in chosen or ():
@@ -97,6 +102,8 @@ def claims(
     if page is not None:
         filled = with_claims(page.read_text(encoding="utf-8"), found)
         write_atomically(page, filled.encode())
+    if pictures is not None:
+        draw_claims(places.kept, SEEDS, pictures)
     if as_json:
         terminal.show_json(found)
     else:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from nomadam.experiments.gsnr_over_training import (
 from nomadam.experiments.study import parts_of
 from nomadam.progress import Progress
 from nomadam.reports import write_report
+from nomadam.reports.claim_pictures import draw_claims
 from nomadam.reports.gain_curves import FILE, draw_gain_curves
 from nomadam.runs import Interrupted, RunFolder
 
@@ -220,6 +222,13 @@ class TestFigures:
         assert "figures/gains_over_training_fixed_batch.png" in (tmp_path / "report.md").read_text()
         assert sum(path.suffix == ".svg" for path in paths) == 2  # nothing is in layers here
         assert "Gains by block" in (tmp_path / "report.html").read_text()
+
+    def test_the_claims_pictures_have_those_of_one_seed(self, measured, tmp_path):
+        for name in ("gains_tiny/one-seed1", "gains_tiny/one-seed2"):
+            shutil.copytree(measured[0], tmp_path / "kept" / name)
+        drawn = draw_claims(tmp_path / "kept", (1, 2), tmp_path / "out")
+        places = [str(picture.png.parent.relative_to(tmp_path / "out")) for picture in drawn]
+        assert places == ["gains_tiny", "gains_tiny"]
 
     def test_without_gains_there_is_no_figure(self, tmp_path):
         assert draw_gain_curves(tmp_path, tmp_path) == []

@@ -50,7 +50,7 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
         draw_paired(comparison, folder),
-        *(_learning_curves(comparison, folder, axis) for axis in AXES),
+        *(draw_learning_curves(comparison, folder, axis) for axis in AXES),
         draw_sensitivity(comparison, folder),
         *draw_grids(comparison, folder),
         *draw_spreads(comparison, folder),
@@ -136,7 +136,14 @@ def _draw_lines(axes: Any, lines: list[tuple[Arm, list[Any]]], axis: str, look: 
                 axes.plot(curve.end[axis], height, color=style.color, zorder=5, **CROSS)
 
 
-def _learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture | None:
+def draw_learning_curves(comparison: Comparison, folder: Path, axis: str) -> Picture | None:
+    """Draw validation and training loss, and accuracy where there is one; None without any.
+
+    Args:
+        comparison: the arms.
+        folder: exists already.
+        axis: what they are drawn against, `"step"`, `"tokens"` or `"seconds"`.
+    """
     look = looks(comparison)
     panels = [(*panel, lines) for panel in PANELS if (lines := _lines(comparison, panel[0], axis))]
     if not panels:
