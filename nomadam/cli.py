@@ -18,7 +18,7 @@ try:
 except ImportError:
     sys.exit('the command line needs typer and rich: pip install "nomadam[lab]"')
 
-from nomadam import claims_command, profile_command, terminal, tune_command
+from nomadam import claims_command, compare_command, profile_command, terminal, tune_command
 from nomadam.command_options import (
     NAME,
     Again,
@@ -34,10 +34,10 @@ from nomadam.command_options import (
     option,
     out_option,
 )
+from nomadam.experiments import processes
 from nomadam.progress import Progress
 
 if TYPE_CHECKING:
-    from nomadam.experiments.comparison import ArmOutcome
     from nomadam.experiments.configuration import Run
     from nomadam.experiments.study import Study
 
@@ -71,22 +71,28 @@ Examples:
 )
 
 
-def _command(function: Callable[..., int]) -> Callable[..., None]:
-    """Turn the exceptions of a command into one message and an exit code."""
+def _command(function: Callable[..., int], *, alone: bool = False) -> Callable[..., None]:
+    """Turn the exceptions of a command into one message and an exit code.
+
+    Several processes of a launcher may carry it out together, unless it is `alone`.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, traceback: bool, **options: Any) -> None:
         try:
+            if alone:
+                processes.refuse_several(f"nomadam {function.__name__}")
             code = function(*args, traceback=traceback, **options)
         except KeyboardInterrupt as error:
-            terminal.say(f"{str(error) or 'interrupted'}\nto go on:\n  {_same_command()}")
+            if processes.is_first():
+                terminal.say(f"{str(error) or 'interrupted'}\nto go on:\n  {_same_command()}")
             code = INTERRUPTED
         except Exception as error:
             from nomadam.experiments.child_process import explain
 
             if traceback:
                 traceback_module.print_exc()
-            terminal.say(f"error: {explain(error)}")
+            terminal.say_error(explain(error))
             code = BAD_INPUT if isinstance(error, ValueError) else FAILED
         raise typer.Exit(code)
 
@@ -161,14 +167,17 @@ def run(
         raise ValueError(f"--out {folder} is the run that --from is to repeat; choose another")
     options = {"device": device.value, "cache": cache}
     if dry_run:
+        processes.refuse_several("--dry-run")
         cost = _estimate(made, folder, options)
         terminal.show_estimate(folder, to_json(made), cost, as_json=as_json)
         return FINISHED
+    again = again and not processes.restarts()
     ended = (folder / "result.json").exists() and not again
     result = _execute(made, folder, options | {"again": again, "tensorboard": tensorboard})
-    terminal.show_result(folder, result, ended=ended, as_json=as_json)
-    if source is not None:
-        terminal.show_repetition(source, folder)
+    if processes.is_first():
+        terminal.show_result(folder, result, ended=ended, as_json=as_json)
+        if source is not None:
+            terminal.show_repetition(source, folder)
     return FINISHED if result["status"] == "finished" else DIVERGED
 
 
@@ -192,108 +201,13 @@ def _execute(made: "Run | Study", folder: Path, options: dict[str, Any]) -> dict
         return train_arm(arm, options, Progress)
     if options.pop("tensorboard"):
         raise ValueError(f"--tensorboard is for trainings, and {made.name} is a study of its own")
+    processes.refuse_several(f"the study {made.name}")
     return made.execute(folder, make_progress=Progress, tell=terminal.say, **options)
 
 
-@app.command(
-    short_help="Train with several optimizers and report on them.",
-    epilog="""\b
-Examples:
-  nomadam compare gpt2_pretraining.demo
-  nomadam compare gpt2_pretraining.demo --optimizer adamw --optimizer lion --seeds 3
-  nomadam compare gpt2_pretraining.demo --set steps=50
-  nomadam compare gpt2_pretraining.demo_learning_rates
-  nomadam compare gpt2_pretraining.demo --tuned runs/tune-gpt2_pretraining.demo-*
-
-"""
-    + EXIT_CODES,
-)
-@_command
-def compare(
-    name: Annotated[str, NAME],
-    optimizers: Annotated[
-        list[str] | None,
-        option(
-            "--optimizer",
-            metavar="NAME",
-            help="An arm, at its own learning rate; repeatable.  [default: adamw, sgdm, sgd_sai]",
-        ),
-    ] = None,
-    tuned: Annotated[
-        Path | None,
-        option(
-            "--tuned",
-            metavar="FOLDER",
-            help="The finals: each arm with the best values of `nomadam tune`, on other seeds.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            "--seeds",
-            metavar="N",
-            help="Seeds an arm, one Run each.  [default: 1, or 5 with --tuned]",
-            min=1,
-        ),
-    ] = None,
-    assignments: Assignments = None,
-    out: Annotated[
-        Path | None,
-        out_option(
-            "The comparison folder, with the run folders in it.  "
-            "[default: runs/compare-NAME-HASH, with the run folders beside it]"
-        ),
-    ] = None,
-    device: DeviceOption = Device.auto,
-    cache: Cache = None,
-    again: Again = False,
-    tensorboard: Tensorboard = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    traceback: Traceback = False,
-) -> int:
-    """Train one Run for each optimizer and seed, and report on them side by side.
-
-    A function that returns a list of Runs is a grid: each of them is an arm. With --tuned each
-    optimizer has the best values that were found for it, and seeds that follow the tuning's. Each
-    arm is trained in a process of its own; one that diverges or fails is recorded and the next one
-    starts. Started again it goes on where it stopped, and trains no arm twice.
-    """
-    from nomadam.experiments import comparison as comparing
-    from nomadam.experiments.estimate import estimate_arms
-
-    planned = comparing.plan_comparison(
-        name,
-        optimizers=optimizers or (),
-        tuned=tuned,
-        num_seeds=seeds or (1 if tuned is None else 5),
-        overrides=assigned(assignments),
-        out=out,
-    )
-    options = {"device": device.value, "cache": cache}
-    if dry_run:
-        costs = estimate_arms(planned.arms, options, Progress)
-        terminal.show_estimates(planned, costs, as_json=as_json)
-        return FINISHED
-    terminal.say(terminal.plan_line(planned))
-    outcomes = comparing.run_arms(
-        planned,
-        options=options | {"tensorboard": tensorboard},
-        make_progress=Progress,
-        tell=functools.partial(terminal.tell_outcome, traceback=traceback),
-        again=again,
-    )
-    terminal.show_comparison(planned, outcomes, as_json=as_json)
-    return _exit_code(outcomes)
-
-
-def _exit_code(outcomes: "Sequence[ArmOutcome]") -> int:
-    statuses = {outcome.status for outcome in outcomes}
-    if statuses == {"failed"} and all(outcome.bad_input for outcome in outcomes):
-        return BAD_INPUT
-    if "failed" in statuses:
-        return FAILED
-    return DIVERGED if "diverged" in statuses else FINISHED
+app.command(
+    "compare", short_help=compare_command.SUMMARY, epilog=compare_command.EPILOG + EXIT_CODES
+)(_command(compare_command.compare))
 
 
 @app.command(
@@ -348,10 +262,14 @@ def report(
     return FINISHED
 
 
-app.command("tune", epilog=tune_command.EPILOG + EXIT_CODES)(_command(tune_command.tune))
-app.command("claims", epilog=claims_command.EPILOG + EXIT_CODES)(_command(claims_command.claims))
+app.command("tune", epilog=tune_command.EPILOG + EXIT_CODES)(
+    _command(tune_command.tune, alone=True)
+)
+app.command("claims", epilog=claims_command.EPILOG + EXIT_CODES)(
+    _command(claims_command.claims, alone=True)
+)
 app.command("profile", epilog=profile_command.EPILOG + EXIT_CODES)(
-    _command(profile_command.profile)
+    _command(profile_command.profile, alone=True)
 )
 
 
@@ -385,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    terminal.say(f"warning: {' '.join(str(message).split())}")
+    if processes.is_first():
+        terminal.say(f"warning: {' '.join(str(message).split())}")
 
 
 def _interrupt(number: int, frame: object) -> None:

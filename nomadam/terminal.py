@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomadam.experiments import processes
 from nomadam.progress import duration, show_cursor
 from nomadam.runs import RunFolder
 
@@ -25,6 +26,12 @@ def say(text: str) -> None:
     """Write a line to standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def say_error(message: str) -> None:
+    """Write an error, and of several processes which one it is in."""
+    where = "" if processes.is_first() else f"process {processes.index()} of {processes.count()}: "
+    say(f"{where}error: {message}")
 
 
 def show(text: str) -> None:

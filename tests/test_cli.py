@@ -14,7 +14,7 @@ from tiny_training import TinyData, TinyModel, tiny_run
 
 from nomadam import cli, reports, terminal
 from nomadam.cli import main
-from nomadam.experiments import comparison
+from nomadam.experiments import joint_calls
 from nomadam.experiments.catalog import make_run
 from nomadam.experiments.child_process import Outcome
 from nomadam.experiments.configuration import Run, to_json
@@ -341,7 +341,7 @@ class TestCompare:
         assert (tmp_path / "all" / "report.md").exists()
         assert "the comparison goes on" in err
         # The same command tries again only what failed; no need for a process or pictures here.
-        monkeypatch.setattr(comparison, "run_in_child", lambda *_: Outcome(error="still on fire"))
+        monkeypatch.setattr(joint_calls, "run_in_child", lambda *_: Outcome(error="still on fire"))
         monkeypatch.setattr(reports, "write_report", lambda folders, out: [out / "report.html"])
         code, out, err = nomadam("compare", f"{HERE}.grid", "--out", "all", "--json")
         assert code == 1

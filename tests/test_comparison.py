@@ -213,8 +213,7 @@ def in_this_process(function, *arguments):
 
 
 @pytest.fixture
-def run_here(monkeypatch):
-    monkeypatch.setattr(comparing, "run_in_child", in_this_process)
+def run_here():
     told = []
 
     def run_arms_here(planned, train=pretend, *, again=False, options=None):
@@ -225,6 +224,7 @@ def run_here(monkeypatch):
             make_progress=print,
             tell=lambda arm, outcome: told.append((arm.label, outcome.status, outcome.trained)),
             train=train,
+            call=in_this_process,
             again=again,
         )
         return list(told)
@@ -310,9 +310,8 @@ class TestRunning:
             before = (tmp_path / "comparison.json").read_bytes()
             for again in (False, True):
                 with pytest.raises(FolderInUseError, match="another process is comparing in"):
-                    run_arms(
-                        planned, options={}, make_progress=print, tell=print, train=1, again=again
-                    )
+                    fixed = {"options": {}, "make_progress": print, "tell": print}
+                    run_arms(planned, **fixed, call=in_this_process, again=again)
                 refused.append(again)
             assert (tmp_path / "comparison.json").read_bytes() == before
             return pretend(arm, options, make_progress)

@@ -32,8 +32,10 @@ LAYERS = {
     "intervals": set(),
     "reports": {"runs", "durable_files", "intervals"},
     "integrations": METHODS,
-    "cli": COMMAND_LINE | {"command_options", "claims_command", "profile_command", "tune_command"},
+    "cli": COMMAND_LINE
+    | {"command_options", "compare_command", "claims_command", "profile_command", "tune_command"},
     "claims_command": COMMAND_LINE | {"command_options"},
+    "compare_command": COMMAND_LINE | {"command_options"},
     "profile_command": COMMAND_LINE,
     "tune_command": COMMAND_LINE | {"command_options"},
     "terminal": COMMAND_LINE,

@@ -4,6 +4,7 @@ A comparison folder holds ``comparison.json``, which names the run folders, and 
 has finished stays finished: the same comparison started again goes on where it stopped.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -12,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nomadam.experiments import processes
 from nomadam.experiments.catalog import find_study, make_runs, takes_optimizer
 from nomadam.experiments.child_process import Outcome, run_in_child
 from nomadam.experiments.configuration import Run, override, short_hash, to_json
+from nomadam.progress import NoProgress
 from nomadam.runs import RunFolder
 
 DEFAULT_OPTIMIZERS = ("adamw", "sgdm", "sgd_sai")
@@ -215,11 +218,14 @@ def train_arm(
         options: keyword arguments of ``train``: device, cache, again, tensorboard.
         make_progress: makes a context manager from label and steps, called with each record.
     """
-    with make_progress(arm.title, arm.run.steps) as progress:
+    show = make_progress if processes.is_first() else NoProgress
+    with show(arm.title, arm.run.steps) as progress:
         # Imported after the bar is there: torch and transformers take seconds to load.
         from nomadam.experiments.training import train
 
-        return train(arm.run, arm.folder, progress=progress, **options)
+        result = train(arm.run, arm.folder, progress=progress, **options)
+    processes.leave()
+    return result
 
 
 def run_arms(
@@ -229,6 +235,7 @@ def run_arms(
     make_progress: Callable[[str, int], Any],
     tell: Callable[[Arm, ArmOutcome], None],
     train: Callable[..., dict[str, Any]] = train_arm,
+    call: Callable[..., Outcome] = run_in_child,
     again: bool = False,
 ) -> list[ArmOutcome]:
     """Train the arms one after another, each in a fresh process, and link them in the folder.
@@ -242,6 +249,7 @@ def run_arms(
         make_progress: makes a progress line from label and steps; a picklable callable.
         tell: called with each arm and what became of it.
         train: what the child process calls; default ``train_arm``.
+        call: calls it there; default `run_in_child`.
         again: train every arm from the start. What they left is removed after the optimizers,
             the device and the data have been found to be there.
 
@@ -255,16 +263,19 @@ def run_arms(
         KeyboardInterrupt: interrupted; the arm in training has written its checkpoint.
     """
     _check_folder(comparison)
-    _check_arms(comparison, options, again)
+    _check_arms(comparison, options, call, again)
     with RunFolder(comparison.folder).locked("comparing"):
         # Another process may have put something there since.
         _check_folder(comparison)
         if again:
             forget_results(comparison)
-        return _run_arms(comparison, options, make_progress, tell, train)
+        train_one = functools.partial(call, train)
+        return _run_arms(comparison, options, make_progress, tell, train_one)
 
 
-def _check_arms(comparison: Comparison, options: Mapping[str, Any], again: bool) -> None:
+def _check_arms(
+    comparison: Comparison, options: Mapping[str, Any], call: Callable[..., Outcome], again: bool
+) -> None:
     """Refuse arms that can not be trained, before anything is written or removed."""
     # Imported here, since it loads torch.
     from nomadam.experiments.preparation import check_optimizer
@@ -276,7 +287,7 @@ def _check_arms(comparison: Comparison, options: Mapping[str, Any], again: bool)
             except ValueError as error:
                 raise ValueError(f"{arm.title}: {error}") from error
     if again:
-        outcome = run_in_child(check_arms, comparison.arms, dict(options))
+        outcome = call(check_arms, comparison.arms, dict(options))
         if outcome.error is not None:
             kind = ValueError if outcome.bad_input else RuntimeError
             raise kind(f"{outcome.error}; what was there before is kept")
@@ -294,7 +305,7 @@ def _run_arms(
     options: Mapping[str, Any],
     make_progress: Callable[[str, int], Any],
     tell: Callable[[Arm, ArmOutcome], None],
-    train: Callable[..., dict[str, Any]],
+    train_one: Callable[..., Outcome],
 ) -> list[ArmOutcome]:
     outcomes: list[ArmOutcome] = []
     write_links(comparison, outcomes)
@@ -303,7 +314,7 @@ def _run_arms(
         if result is not None:
             outcome = ArmOutcome(status=result["status"], result=result, trained=False)
         else:
-            outcome = _outcome(run_in_child(train, arm, dict(options), make_progress))
+            outcome = _outcome(train_one(arm, dict(options), make_progress))
         outcomes.append(outcome)
         write_links(comparison, outcomes)
         tell(arm, outcome)

@@ -125,7 +125,7 @@ class Run:
         optimizer: its name and hyper-parameters.
         schedule: the learning rate over the steps; default 10 % warm-up and a cosine to 0.
         steps: optimizer steps, at least 1.
-        batch_size: rows of a micro-batch over all processes, at least 1.
+        batch_size: rows of a micro-batch over all processes, at least 1 for each of them.
         accumulation: micro-batches a step, at least 1; default 1.
         clip_norm: largest norm of the whole gradient, above 0, or None; default 1.
         release_gradients: step each tensor as soon as its gradient is there, and free the gradient

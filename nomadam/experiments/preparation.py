@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from nomadam.experiments import checkpoints, resources
+from nomadam.experiments import checkpoints, processes, resources
 from nomadam.experiments.configuration import Run, to_json
 from nomadam.experiments.event_files import summary_writer
 from nomadam.experiments.first_stage import FirstStage
+from nomadam.experiments.joint_batch_norm import join_batch_norms
 from nomadam.optimizers.baselines import build_optimizer, find_baseline
 from nomadam.optimizers.gradient_release import GradientRelease, release_gradients
 from nomadam.runs import FORMAT, RunFolder, RunFolderError
@@ -31,7 +32,7 @@ class Parts:
         accelerator: accelerate's; knows the device and the other processes.
         dataset: what the Run's data loaded.
         module: the bare module, which is saved and evaluated.
-        model: the same as accelerate wrapped it, which is trained.
+        model: the same as accelerate gave it back, which is trained.
         optimizer: of the module's parameters.
         peak_lrs: learning rate of each group at the schedule's factor 1.
         num_params: number of parameters that train, tied ones once.
@@ -165,8 +166,9 @@ def make_accelerator(run: Run, device: Device) -> Any:
 
     Raises:
         ImportError: without accelerate, naming the extra to install.
-        ValueError: for a device that is not there, and for a batch that can not be split evenly
-            and gradients that can not be released among several processes.
+        ValueError: for a device that is not there, and among several processes for a batch with
+            fewer rows than there are of them, for gradients that can not be released there, and
+            where the launcher has left them apart.
     """
     try:
         from accelerate import Accelerator
@@ -185,15 +187,25 @@ def make_accelerator(run: Run, device: Device) -> Any:
     # accelerate keeps these for the whole process, and refuses a second training that differs.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    mixed = "bf16" if run.precision == "bf16_autocast" else "no"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
-    if run.batch_size % accelerator.num_processes:
-        processes = accelerator.num_processes
-        raise ValueError(
-            f"batch_size = {run.batch_size}: must be a multiple of the {processes} processes"
-        )
-    if run.release_gradients and accelerator.num_processes > 1:
+    several = processes.count() > 1
+    if run.batch_size < processes.count():
+        count = processes.count()
+        raise ValueError(f"batch_size = {run.batch_size}: must be at least {count}, the processes")
+    if several and device == "mps":
+        raise ValueError("device = 'mps': must be cpu or cuda where processes train together")
+    if run.release_gradients and several:
         raise ValueError("release_gradients = True: must be False where processes train together")
+    kind = "cuda" if device in ("auto", "cuda") and available["cuda"] else "cpu"
+    processes.join(torch.device(kind))
+    mixed = "bf16" if run.precision == "bf16_autocast" else "no"
+    cpu = device == "cpu" or (several and kind == "cpu")
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+    if accelerator.num_processes != processes.count():
+        raise ValueError(
+            f"WORLD_SIZE = {processes.count()}: the processes do not find one another; start them "
+            "by torchrun or accelerate launch, which set RANK, LOCAL_RANK, MASTER_ADDR and "
+            "MASTER_PORT too"
+        )
     return accelerator
 
 
@@ -216,6 +228,8 @@ def prepare(
     pretrained = {} if first_stage is None else {"pretrained": first_stage.folder}
     module = run.model.build(**run.data.shape(dataset), **pretrained)
     module.to(device, torch.bfloat16 if run.precision == "bf16" else None)
+    if processes.count() > 1:
+        join_batch_norms(module)
     optimizer = _optimizer(run, module)
     parts = Parts(
         run=run,
@@ -223,7 +237,8 @@ def prepare(
         accelerator=accelerator,
         dataset=dataset,
         module=module,
-        model=accelerator.prepare(module),
+        # Without its wrapper for several processes, which sums gradients in an order of its own.
+        model=accelerator.prepare_model(module, evaluation_mode=True),
         optimizer=optimizer,
         peak_lrs=[float(group["lr"]) for group in optimizer.param_groups],
         num_params=sum(each.numel() for each in module.parameters() if each.requires_grad),
@@ -231,14 +246,11 @@ def prepare(
         release=_release(run, module, optimizer),
         first_stage=first_stage,
     )
-    checkpoints.seed_everything((run.seed + accelerator.process_index) % 2**32)
-    found = [_open_folder(parts, again)] if parts.is_main else [None]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        found = broadcast_object_list(found)
-    if found[0] is not None:
-        _take_up(parts, Path(found[0]))
+    checkpoints.seed_everything(processes.own_seed(run.seed))
+    found = processes.gathered([_open_folder(parts, again) if parts.is_main else None])[0]
+    if found is not None:
+        _take_up(parts, Path(found))
+    processes.begin_alike(module)
     return parts
 
 
@@ -286,9 +298,11 @@ def _take_up(parts: Parts, checkpoint: Path) -> None:
     state = checkpoints.read_checkpoint(checkpoint, parts.module, parts.optimizer)
     parts.step, parts.seconds = state["step"], state["seconds"]
     generators = state["random"]
-    own = generators[parts.accelerator.process_index % len(generators)]
     try:
-        checkpoints.restore_random_state(own)
+        if processes.index() < len(generators):
+            checkpoints.restore_random_state(generators[processes.index()])
+        else:  # there were fewer processes then
+            checkpoints.seed_everything(processes.own_seed(parts.run.seed, parts.step))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RunFolderError(
             f"{checkpoint} is damaged: state.json holds no random generators; delete that folder"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from nomadam.experiments import processes
 from nomadam.experiments.checkpoints import random_state, restore_random_state, write_checkpoint
 from nomadam.experiments.configuration import Run, differing_fields, to_json
 from nomadam.experiments.event_files import event_files, summary_writer
@@ -49,12 +50,16 @@ def train(
     weights of another one, its first stage, that one's folder is looked for beside this one, and
     trained there first where it is missing or unfinished.
 
+    Started by torchrun or accelerate launch, all processes train together, each on its rows of
+    every batch; the first one writes, into a folder that all of them can read.
+
     Args:
         run: what to train.
         folder: the run folder; made where it is missing.
         device: ``auto`` takes CUDA, else MPS, else the CPU.
         cache: folder for prepared data; default the user's cache folder.
-        progress: called with the record of each step, as it stands in ``metrics.jsonl``.
+        progress: called with the record of each step, as it stands in ``metrics.jsonl``; of several
+            processes only in the first.
         again: train from the beginning though the folder holds this Run already.
         tensorboard: write TensorBoard event files as well.
         first_stage: False starts from fresh weights in any case, to measure the cost alone.
@@ -143,7 +148,7 @@ def _loop(
             began = time.perf_counter()
             factor = run.schedule.factor(step, run.steps)
             _set_lrs(optimizer, [lr * factor for lr in parts.peak_lrs])
-            train_loss = _mean(parts, _gradient(parts, step).item())
+            train_loss = processes.summed(_gradient(parts, step).item(), device)
             record: dict[str, Any] = {
                 "step": step,
                 "tokens": step * tokens_a_step,
@@ -180,7 +185,7 @@ def _loop(
                     progress(record)
             if diverged:
                 return step
-            stopped = _mean(parts, float(stop.requested)) > 0
+            stopped = processes.summed(float(stop.requested), device) > 0
             if step % run.checkpoint_every == 0 or step == run.steps or stopped:
                 _save(parts)
             if stopped and step < run.steps:
@@ -202,41 +207,23 @@ def _seconds_of(observe: Callable[[Parts, int], None], parts: Parts, step: int) 
 def _gradient(parts: Parts, step: int) -> torch.Tensor:
     """Leave the gradient of a step in the parameters, or take the step where it is released.
 
-    Returns the mean loss over this process's rows.
+    Returns this process's part of the mean loss.
     """
-    run, accelerator = parts.run, parts.accelerator
+    run, accelerator, release = parts.run, parts.accelerator, parts.release
     total = torch.zeros((), device=accelerator.device)
     for micro in range(run.accumulation):
         batch = run.data.train_batch(
             parts.dataset, seed=run.seed, step=step, micro=micro, batch_size=run.batch_size
         )
+        rows, share = processes.own_rows(batch)
+        rows = rows.to(accelerator.device, non_blocking=True)
         last = micro == run.accumulation - 1
-        with contextlib.nullcontext() if last else _accumulate(parts):
-            loss = run.model.loss(parts.model, _own_rows(parts, batch)) / run.accumulation
+        with contextlib.nullcontext() if last or not release else release.accumulate():
+            loss = run.model.loss(parts.model, rows) * share / run.accumulation
             accelerator.backward(loss)
         total += loss.detach()
+    processes.sum_gradients(parts.module.parameters())
     return total
-
-
-def _accumulate(parts: Parts) -> contextlib.AbstractContextManager[Any]:
-    """Within it a backward only adds: gradients are exchanged, and released, once a step."""
-    if parts.release is not None:
-        return parts.release.accumulate()
-    return parts.accelerator.no_sync(parts.model)
-
-
-def _own_rows(parts: Parts, batch: Any) -> Any:
-    accelerator = parts.accelerator
-    rows = batch[accelerator.process_index :: accelerator.num_processes]
-    return rows.to(accelerator.device, non_blocking=True)
-
-
-def _mean(parts: Parts, value: float) -> float:
-    """The mean of a number over the processes, which then decide alike."""
-    if parts.accelerator.num_processes == 1:
-        return value
-    mine = torch.tensor(value, device=parts.accelerator.device)
-    return parts.accelerator.reduce(mine, reduction="mean").item()
 
 
 def _clip(parts: Parts) -> float | None:
@@ -255,27 +242,25 @@ def _evaluate(parts: Parts, *, last: bool) -> dict[str, float]:
     batches = run.data.validation_batches(
         parts.dataset, batch_size=run.batch_size, max_batches=run.evaluation_batches
     )
-    rows, sums = 0, defaultdict[str, float](float)
+    found: list[tuple[int, int, dict[str, float]]] = []
     parts.module.eval()
     _set_mode(parts.optimizer, "eval")
     with torch.no_grad():
         for index, batch in enumerate(batches):
-            if index % accelerator.num_processes == accelerator.process_index:
+            if index % processes.count() == processes.index():
                 measured = _measures(run.model, parts.module, batch.to(accelerator.device))
-                rows += len(batch)
-                for name, value in measured.items():
-                    sums[f"validation_{name}"] += value.item() * len(batch)
+                values = {name: value.item() for name, value in measured.items()}
+                found.append((index, len(batch), values))
     if not last:
         # After the last step the weights stay those that were evaluated, to be saved.
         _set_mode(parts.optimizer, "train")
         parts.module.train()
-    if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        gathered = gather_object([(rows, sums)])
-        rows = sum(each for each, _ in gathered)
-        names = {name for _, own in gathered for name in own}
-        sums = {name: sum(own[name] for _, own in gathered) for name in sorted(names)}
+    # Added in the order of the batches, whichever process has measured which.
+    rows, sums = 0, defaultdict[str, float](float)
+    for _, length, values in sorted(processes.gathered(found), key=lambda each: each[0]):
+        rows += length
+        for name, value in values.items():
+            sums[f"validation_{name}"] += value * length
     if rows == 0:
         raise ValueError("the validation data have no batch; hold out more of the data")
     return {name: total / rows for name, total in sums.items()}
@@ -302,11 +287,7 @@ def _set_lrs(optimizer: Any, lrs: list[float]) -> None:
 
 
 def _save(parts: Parts) -> None:
-    generators = [random_state()]
-    if parts.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        generators = gather_object(generators)
+    generators = processes.gathered([random_state()])
     if parts.is_main:
         run = parts.run
         lrs = [float(group["lr"]) for group in parts.optimizer.param_groups]
