@@ -1,6 +1,7 @@
 """SGDSaI under the Trainer of transformers: a byte-level GPT of two layers.
 
-Run it as `python examples/transformers_trainer.py`, or with `--named`, for gains by name.
+Run it as `python examples/transformers_trainer.py`, or with `--named`, for gains by name; by
+`torchrun --nproc-per-node 2` on two processes.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def main(folder="transformers_trainer", steps=20, samples=256, named=False, resu
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", default="transformers_trainer")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--named", action="store_true")
     parser.add_argument("--resume", help="such as transformers_trainer/checkpoint-10")
     trainer = main(**vars(parser.parse_args()))

@@ -1,5 +1,8 @@
 """The Trainer of transformers: its groups, what it passes, and its checkpoints."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers_trainer
@@ -49,15 +52,33 @@ def test_the_trainer_groups_as_decay_groups_and_passes_no_names(trained):
     assert_same(theirs, ours)
 
 
+def gains_of_a_plain_loop(samples, folder):
+    """After one step on all samples."""
+    model = transformers_trainer.main(folder, steps=0, named=True).model
+    optimizer = nomadam.SGDSaI(model.named_parameters())
+    batch = torch.stack([x["input_ids"] for x in transformers_trainer.dataset_of(samples)])
+    model(input_ids=batch, labels=batch).loss.backward()
+    optimizer.step()
+    return optimizer.gains()
+
+
 def test_gains_are_those_of_a_plain_loop(tmp_path):
     """Over an accumulated batch, clipped, in a first step whose learning rate is 0."""
     trainer = transformers_trainer.main(tmp_path, steps=1, samples=16, named=True)
-    model = transformers_trainer.main(tmp_path, steps=0, samples=16, named=True).model
-    optimizer = nomadam.SGDSaI(model.named_parameters())
-    batch = torch.stack([x["input_ids"] for x in transformers_trainer.dataset_of(16)])
-    model(input_ids=batch, labels=batch).loss.backward()
-    optimizer.step()
-    assert optimizer_of(trainer).gains() == pytest.approx(optimizer.gains(), rel=1e-3)
+    expected = gains_of_a_plain_loop(16, tmp_path)
+    assert optimizer_of(trainer).gains() == pytest.approx(expected, rel=1e-4)
+
+
+def test_sharded_over_two_processes_measures_the_gains_of_one(tmp_path):
+    """Each takes its half of the 32 samples of a step."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    options = ["--steps", "1", "--samples", "32", "--named", "--folder", str(tmp_path)]
+    command = [*torchrun, "--nproc-per-node", "2", transformers_trainer.__file__, *options]
+    subprocess.run(command, check=True, capture_output=True)
+    saved = torch.load(tmp_path / "checkpoint-1" / "optimizer.pt")
+    names = [name for group in saved["param_groups"] for name in group["param_names"]]
+    found = {name: float(saved["state"][i]["gsnr"]) for i, name in enumerate(names)}
+    assert found == pytest.approx(gains_of_a_plain_loop(32, tmp_path), rel=1e-4)
 
 
 @pytest.mark.parametrize("way", ["named", "class"])
