@@ -18,7 +18,7 @@ from nomadam.reports.drawing import (
     save,
     shown,
 )
-from nomadam.reports.gain_figures import without_shared_beginning
+from nomadam.reports.gain_figures import without_shared_beginning, without_shared_ending
 from nomadam.reports.reading import SMALLEST_GAIN, number
 from nomadam.runs import RunFolder
 
@@ -95,8 +95,8 @@ def _panels(blocks: Sequence[Block]) -> dict[str, list[Block]]:
     largest = sorted(kinds, key=lambda kind: -sum(block.numel for block in kinds[kind]))
     kept = [kind for kind in kinds if kind in largest[:MOST_PANELS]]
     # Of a layer's tensor what comes after the layer's number, where that is enough.
-    short = [kind.rpartition("*.")[2] for kind in kept]
-    whole = without_shared_beginning(kept)
+    short = without_shared_ending([kind.rpartition("*.")[2] for kind in kept])
+    whole = without_shared_ending(without_shared_beginning(kept))
     return {
         one if short.count(one) == 1 else all_of_it: sorted(
             kinds[kind], key=lambda block: block.layer or 0

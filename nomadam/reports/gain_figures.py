@@ -182,6 +182,17 @@ def without_shared_beginning(names: list[str]) -> list[str]:
     return [".".join(p[shared:]) for p in parts] if len(names) > 1 else names
 
 
+def without_shared_ending(names: list[str]) -> list[str]:
+    """Return dotted names without the parts that all of them end with, such as ``.weight``.
+
+    Example:
+        >>> without_shared_ending(["q.lora_A.default.weight", "q.lora_B.default.weight"])
+        ['q.lora_A', 'q.lora_B']
+    """
+    backwards = without_shared_beginning([".".join(name.split(".")[::-1]) for name in names])
+    return [".".join(name.split(".")[::-1]) for name in backwards]
+
+
 def _positions(rows: list[Row]) -> dict[str, float]:
     places = {}
     for place, (_, blocks) in enumerate(rows):
