@@ -75,12 +75,10 @@ def follow(tell: Callable[[str], None]) -> None:
 
 def _store() -> Any:
     """What the launcher lets its processes write to one another, or the first process holds."""
-    import torch.distributed as dist
-
-    store = next(dist.rendezvous("env://", timeout=processes.PATIENCE))[0]
+    store = processes.meeting_place("calls")
     # The children are to find it there, and not to hold one themselves.
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    return dist.PrefixStore("calls", store)
+    return store
 
 
 def _name(calls: int) -> str:

@@ -60,6 +60,19 @@ def refuse_several(what: str) -> None:
         )
 
 
+def meeting_place(name: str) -> Any:
+    """A store that all processes of a launcher write to and read, under a name of its own.
+
+    Args:
+        name: sets it apart from others of the same processes.
+    """
+    import torch.distributed as dist
+
+    store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+    # One launcher can keep what was written before it has started the processes again.
+    return dist.PrefixStore(f"{name} {restarts()}", store)
+
+
 def join(device: "torch.device") -> None:
     """Meet the other processes, where there are any and this one has not met them yet.
 
@@ -71,12 +84,11 @@ def join(device: "torch.device") -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(os.environ.get(GROUP, "training"), store),
-            rank=rank,
-            world_size=size,
+            store=meeting_place(os.environ.get(GROUP, "training")),
+            rank=index(),
+            world_size=count(),
             timeout=PATIENCE,
         )
 
