@@ -185,12 +185,16 @@ def without_shared_beginning(names: list[str]) -> list[str]:
 def without_shared_ending(names: list[str]) -> list[str]:
     """Return dotted names without the parts that all of them end with, such as ``.weight``.
 
+    What follows a space, such as a shape, stays.
+
     Example:
-        >>> without_shared_ending(["q.lora_A.default.weight", "q.lora_B.default.weight"])
-        ['q.lora_A', 'q.lora_B']
+        >>> without_shared_ending(["q.lora_A.default.weight", "q.lora_B.default.weight 4x8"])
+        ['q.lora_A', 'q.lora_B 4x8']
     """
-    backwards = without_shared_beginning([".".join(name.split(".")[::-1]) for name in names])
-    return [".".join(name.split(".")[::-1]) for name in backwards]
+    parted = [name.partition(" ") for name in names]
+    backwards = [".".join(dotted.split(".")[::-1]) for dotted, _, _ in parted]
+    kept = [name.split(".")[::-1] for name in without_shared_beginning(backwards)]
+    return [f"{'.'.join(n)}{gap}{rest}" for n, (_, gap, rest) in zip(kept, parted, strict=True)]
 
 
 def _positions(rows: list[Row]) -> dict[str, float]:
