@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomadam.diagnostics.gsnr import measure_gains
     from nomadam.optimizers.from_adamw import from_adamw
+    from nomadam.optimizers.gain_files import load_gains, save_gains
     from nomadam.optimizers.gradient_release import release_gradients
     from nomadam.optimizers.param_groups import decay_groups, describe_groups, scaled_param_groups
     from nomadam.optimizers.sgd_sai import SGDSaI
@@ -15,8 +16,10 @@ __all__ = [
     "decay_groups",
     "describe_groups",
     "from_adamw",
+    "load_gains",
     "measure_gains",
     "release_gradients",
+    "save_gains",
     "scaled_param_groups",
     "sgd_state_dict",
 ]
@@ -30,6 +33,7 @@ def __getattr__(name: str) -> Any:
     from nomadam.diagnostics import gsnr
     from nomadam.optimizers import (
         from_adamw,
+        gain_files,
         gradient_release,
         param_groups,
         sgd_sai,
@@ -39,8 +43,10 @@ def __getattr__(name: str) -> Any:
     homes = {
         "SGDSaI": sgd_sai,
         "from_adamw": from_adamw,
+        "load_gains": gain_files,
         "measure_gains": gsnr,
         "release_gradients": gradient_release,
+        "save_gains": gain_files,
         "sgd_state_dict": sgd_sai_exchange,
     }
     value = getattr(homes.get(name, param_groups), name)

@@ -21,7 +21,7 @@ COMMAND_LINE = (
 # What each layer may import beside itself. A layer is a folder or a file right under nomadam/.
 LAYERS = {
     "numerics": {"durable_files"},
-    "optimizers": {"numerics"},
+    "optimizers": {"numerics", "durable_files"},
     "diagnostics": {"numerics"},
     "quantization": {"numerics"},
     "durable_files": set(),
