@@ -23,8 +23,8 @@ def join_batch_norms(module: nn.Module) -> None:
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
         >>> join_batch_norms(net)
-        >>> net[1]
-        JointBatchNorm(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        >>> type(net[1]).__name__, net[1].num_features
+        ('JointBatchNorm', 2)
     """
     for each in module.modules():
         if type(each) in KINDS:
@@ -57,8 +57,10 @@ class JointBatchNorm(_BatchNorm):
         variance = _Sum.apply(deviations.square().sum(dims)) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1))
         output = deviations * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
         return output.to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import nomadam
+from nomadam.experiments import processes
 
 MEGABYTE = 1e6
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers", "safetensors")
@@ -130,7 +131,7 @@ def _nested(value: Any) -> Iterator[torch.Tensor]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads, code version and command of this process, for a run folder."""
+    """Versions, device, threads, processes, code and command of a training, for its folder."""
     commit, dirty = _git_state()
     names = {"cuda": torch.cuda.get_device_name, "mps": lambda _: "Apple MPS"}
     name = names.get(device.type, lambda _: _processor())(device)
@@ -141,6 +142,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "platform": platform.platform(),
         "git_commit": commit,
         "git_dirty": dirty,
