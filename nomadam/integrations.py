@@ -1,0 +1,37 @@
+"""SGDSaI in libraries that keep a list of optimizers by name."""
+
+
+def register_timm() -> None:
+    """Adds SGDSaI to timm's optimizers, as ``sgdsai``.
+
+    ``timm.optim.create_optimizer_v2(model, "sgdsai", lr=1e-2)`` makes it then, with timm's groups
+    (no decay of biases and norms, layer-wise rates), and so does ``--opt sgdsai`` of a training
+    script that calls this first. Calling it again changes nothing. timm's groups carry no names:
+    ``gains()`` counts the blocks.
+
+    Raises:
+        ImportError: where timm is not installed, or older than its list of optimizers (1.0.12).
+
+    Examples:
+        >>> register_timm()  # doctest: +SKIP
+        >>> timm.optim.create_optimizer_v2(model, "sgdsai", momentum=0.9)  # doctest: +SKIP
+    """
+    try:
+        from timm.optim._optim_factory import OptimInfo, default_registry
+    except ImportError as error:
+        raise ImportError(
+            f"register_timm needs timm 1.0.12 or newer, which could not be imported ({error}): "
+            "pip install 'timm>=1.0.12'"
+        ) from error
+    from nomadam.optimizers.sgd_sai import SGDSaI
+
+    if "sgdsai" in default_registry.list_optimizers():
+        return
+    default_registry.register(
+        OptimInfo(
+            name="sgdsai",
+            opt_class=SGDSaI,
+            description="SGD with momentum, scaled once per tensor by its first gradient",
+            has_momentum=True,
+        )
+    )
