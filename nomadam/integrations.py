@@ -1,5 +1,7 @@
 """SGDSaI in libraries that keep a list of optimizers by name."""
 
+import importlib
+
 
 def register_timm() -> None:
     """Adds SGDSaI to timm's optimizers, as ``sgdsai``.
@@ -17,7 +19,7 @@ def register_timm() -> None:
         >>> timm.optim.create_optimizer_v2(model, "sgdsai", momentum=0.9)  # doctest: +SKIP
     """
     try:
-        from timm.optim._optim_factory import OptimInfo, default_registry
+        factory = importlib.import_module("timm.optim._optim_factory")
     except ImportError as error:
         raise ImportError(
             f"register_timm needs timm 1.0.12 or newer, which could not be imported ({error}): "
@@ -25,10 +27,10 @@ def register_timm() -> None:
         ) from error
     from nomadam.optimizers.sgd_sai import SGDSaI
 
-    if "sgdsai" in default_registry.list_optimizers():
+    if "sgdsai" in factory.list_optimizers():
         return
-    default_registry.register(
-        OptimInfo(
+    factory.default_registry.register(
+        factory.OptimInfo(
             name="sgdsai",
             opt_class=SGDSaI,
             description="SGD with momentum, scaled once per tensor by its first gradient",
