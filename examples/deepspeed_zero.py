@@ -5,7 +5,6 @@ Run it as `torchrun --nproc-per-node 2 examples/deepspeed_zero.py --stage 2`, an
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import deepspeed
@@ -35,10 +34,9 @@ def loss_of(model, batch):
 def gains_of(model, file):
     """Gain of each block: measured once, by one process on the first batch, then read."""
     if deepspeed.comm.get_rank() == 0 and not file.exists():
-        gains = nomadam.measure_gains(model, loss_of, [batch_of(0)])
-        file.write_text(json.dumps(gains))
+        nomadam.save_gains(nomadam.measure_gains(model, loss_of, [batch_of(0)]), file)
     deepspeed.comm.barrier()
-    return json.loads(file.read_text())
+    return nomadam.load_gains(file)
 
 
 def main(stage=2, steps=20, folder="deepspeed_zero"):

@@ -96,3 +96,26 @@ def test_nomadam_imports_without_timm():
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "pip install 'timm>=1.0.12'" in printed
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_steps_by_closures_on_groups_and_strided_parameters(strided):
+    """As timm's own test of every optimizer on its list does."""
+    torch.manual_seed(0)
+    matrix, vector = torch.randn(10, 5, 2), torch.randn(10, 2)
+    parts = (matrix[..., 0], vector[..., 0]) if strided else (matrix.mean(-1), vector.mean(-1))
+    weight, bias = (nn.Parameter(part) for part in parts)
+    groups = [{"params": [weight]}, {"params": [bias], "lr": 1e-2}]
+    optimizer = create_optimizer_v2(groups, "sgdsai", lr=1e-3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (weight.mv(torch.arange(5.0) / 5) + bias).square().sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    for _ in range(100):
+        last = optimizer.step(closure)
+    assert last < first / 2
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2]
