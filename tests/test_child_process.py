@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from nomadam.experiments import child_process
 from nomadam.experiments.child_process import explain, run_in_child, run_in_children
 
 
@@ -131,6 +132,31 @@ def test_an_interruption_reaches_all_children(tmp_path):
     calls = [(os.getpid(), tmp_path, *names) for names in ("ab", "ba")]
     with pytest.raises(KeyboardInterrupt):
         run_in_children(interrupt_parent_when_all_are_there, calls)
+    assert (tmp_path / "a saved").exists() and (tmp_path / "b saved").exists()
+
+
+def save_when_interrupted(folder, name):
+    try:
+        (folder / name).touch()
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        (folder / f"{name} saved").touch()
+        raise
+
+
+def test_an_interruption_while_a_message_is_read_reaches_all_children(tmp_path, monkeypatch):
+    read, number = child_process._Child.read, iter(range(10))
+
+    def read_and_be_interrupted(child):
+        read(child)
+        if next(number) == 1:  # both are ready
+            wait_for(tmp_path / "a"), wait_for(tmp_path / "b")
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(child_process._Child, "read", read_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_children(save_when_interrupted, [(tmp_path, "a"), (tmp_path, "b")])
     assert (tmp_path / "a saved").exists() and (tmp_path / "b saved").exists()
 
 

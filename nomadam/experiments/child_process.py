@@ -160,18 +160,18 @@ def _listen(children: Sequence[_Child]) -> bool:
     """
     interrupted = False
     while running := [child for child in children if not child.ended]:
+        # All of it: an interruption while a message is read must reach the children too.
         try:
             multiprocessing.connection.wait([child.receiver for child in running])
+            for child in running:
+                if child.receiver.poll():
+                    child.read()
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted = True
             for child in running:
                 child.interrupt()
-            continue
-        for child in running:
-            if child.receiver.poll():
-                child.read()
     for child in children:
         child.process.join()
     return interrupted
