@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from goals import goals_table
+from trainers_table import trainers_table
 
 from nomadam.experiments.cost.models import on_meta
 from nomadam.experiments.cost.sharding import LARGE_MODELS, STORAGES, bytes_held
@@ -358,6 +359,11 @@ def memory_of_ranks(_: Results) -> str:
     return table(["GiB a rank, ranks:", *map(str, worlds)], lines)
 
 
+def trainers(_: Results) -> str:
+    """Which trainers were tested, in which versions."""
+    return trainers_table()
+
+
 def goals(results: Results) -> str:
     """What the release was to reach, and what was measured."""
     return goals_table(results, table)
@@ -376,5 +382,6 @@ SECTIONS: Mapping[str, Callable[[Results], str]] = MappingProxyType(
         "growth": growth,
         "sharded": sharded,
         "memory_of_ranks": memory_of_ranks,
+        "trainers": trainers,
     }
 )

@@ -12,7 +12,10 @@ from pathlib import Path
 from sections import SECTIONS, Results, read_results
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/speed.md", "docs/distributed.md"))
+PAGES = tuple(
+    ROOT / page
+    for page in ("README.md", "docs/speed.md", "docs/distributed.md", "docs/trainers.md")
+)
 MARKER = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
