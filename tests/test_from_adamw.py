@@ -122,6 +122,20 @@ def test_it_says_what_it_changed(caplog):
         assert words in said
 
 
+def test_what_others_have_put_into_a_group_is_kept_and_told(caplog):
+    """timm's schedulers multiply by it."""
+    groups = [
+        {"params": net()[0].parameters(), "lr_scale": 0.25, "group_name": "layer_0"},
+        {"params": net()[2].parameters(), "lr_scale": 1.0},
+    ]
+    with caplog.at_level(logging.WARNING, logger="nomadam"):
+        new = nomadam.from_adamw(torch.optim.AdamW(groups, lr=1e-3), lr=1e-2)
+    assert [group["lr_scale"] for group in new.param_groups] == [0.25, 1.0]
+    assert new.param_groups[0]["group_name"] == "layer_0"
+    assert "betas" not in new.param_groups[0]
+    assert "kept as they are: lr_scale, group_name" in caplog.text
+
+
 def test_a_coupled_decay_is_refused():
     model = net()
     with pytest.raises(ValueError, match="coupled.*0.1"):

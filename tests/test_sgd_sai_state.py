@@ -210,6 +210,19 @@ def test_the_state_of_another_optimizer_is_not_carried_along():
     }
 
 
+def test_what_a_wrapper_keeps_beside_ours_is_loaded():
+    model = nn.Linear(3, 2)
+    optimizer = SGDSaI(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.state[model.weight]["slow_weights"] = torch.full((2, 3), 5.0)
+    other = nn.Linear(3, 2)
+    resumed = SGDSaI(other.parameters())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(resumed.state[other.weight]["slow_weights"], torch.full((2, 3), 5.0))
+    assert "slow_weights" not in resumed.state[other.bias]
+
+
 def test_normalize_switched_on_in_mid_course():
     net = model()
     optimizer = SGDSaI(net.parameters())

@@ -14,6 +14,9 @@ LOGGER = logging.getLogger("nomadam")
 
 # Of a group of AdamW, what SGDSaI has under the same name and meaning.
 KEPT = ("maximize", "foreach", "differentiable")
+# Of a group of AdamW, what belongs to it and to no one else.
+ITS_OWN = ("params", "param_names", "lr", "betas", "eps", "weight_decay", "amsgrad", "capturable",
+           "fused", "decoupled_weight_decay")  # fmt: skip
 # What a scheduler has left in a group.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr")
 
@@ -63,7 +66,11 @@ def from_adamw(optimizer_or_config: Optimizer | Mapping[str, Any], *, lr: float)
     if not reference > 0.0:
         raise ValueError(f"the default learning rate of AdamW must be above 0, got {reference}")
     factor = lr / reference
-    made = [_group({**defaults, **group}, factor) for group in groups]
+    further = [_further(group, defaults) for group in groups]
+    made = [
+        _group({**defaults, **group}, factor) | more
+        for group, more in zip(groups, further, strict=True)
+    ]
     optimizer = SGDSaI(made, lr=lr)
     _tell(made, groups, defaults, factor, begun)
     return optimizer
@@ -109,6 +116,12 @@ def _group(old: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return new | {key: old[key] * factor for key in SCHEDULED if isinstance(old.get(key), float)}
 
 
+def _further(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What others have put into a group, such as the ``lr_scale`` of timm's schedulers."""
+    known = {*ITS_OWN, *KEPT, *SCHEDULED, *defaults}
+    return {key: value for key, value in group.items() if key not in known}
+
+
 def _tell(
     made: list[dict[str, Any]],
     groups: list[dict[str, Any]],
@@ -126,6 +139,9 @@ def _tell(
     dropped = ["betas[1]", "eps"]
     dropped += [key for key in ("amsgrad", "capturable", "fused") if defaults.get(key)]
     lines.append(f"dropped: {', '.join(dropped)}")
+    further = dict.fromkeys(key for group in groups for key in _further(group, defaults))
+    if further:
+        lines.append(f"kept as they are: {', '.join(further)}")
     if begun:
         lines.append("AdamW's moments stay behind: gains are measured at the next step")
     LOGGER.warning("from AdamW to SGDSaI:\n  %s", "\n  ".join(lines))

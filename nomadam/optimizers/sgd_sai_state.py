@@ -15,6 +15,7 @@ from nomadam.optimizers.sgd_sai_blocks import Slot, gain_dtype, real
 SMALLEST_INT8 = 4096
 
 INT8 = "int8"
+OWN = ("momentum_buffer", "momentum_scale", "compensation", "gsnr")
 
 
 def momentum_dtype(param: Tensor, option: torch.dtype | str | None) -> torch.dtype:
@@ -128,9 +129,15 @@ def _decoded(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def restore_block(slot: Slot, state: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Fills a block's state from a saved one, each tensor in the dtype that it is to have."""
+    """Fills a block's state from a saved one, each tensor in the dtype that it is to have.
+
+    What a wrapper has put beside ours, as Lookahead its slow weights, stays as torch loaded it.
+    """
     param = slot.param
-    state.clear()  # what another optimizer kept is not carried along
+    ours = saved.get("gsnr") is not None  # what another optimizer kept is not carried along
+    beside = {key: kept for key, kept in state.items() if ours and key not in OWN}
+    state.clear()
+    state.update(beside)
     if isinstance(saved.get("momentum_buffer"), Tensor):
         restore_momentum(param, slot.group["momentum_dtype"], state, saved)
     if isinstance(saved.get("compensation"), Tensor):
