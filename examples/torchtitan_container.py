@@ -31,17 +31,22 @@ class SGDSaIContainer(OptimizersContainer):
         """Makes them, biases and norms without decay."""
         self.model_parts = model_parts
         self.optimizers = []
-        decay = optimizer_kwargs.pop("weight_decay")
+        options = dict(optimizer_kwargs)
+        decay = options.pop("weight_decay")
         for part in model_parts:
             groups = nomadam.decay_groups(part, decay)
-            self.optimizers.append(nomadam.SGDSaI(groups, **optimizer_kwargs))
+            self.optimizers.append(nomadam.SGDSaI(groups, **options))
         params = [p for part in model_parts for p in part.parameters() if p.requires_grad]
         self._validate_length(len(model_parts))
-        self._post_init(params, optimizer_kwargs)
+        self._post_init(params, options)
 
 
 def build_sgd_sai(model_parts, config, parallel_dims=None, ft_manager=None):
     """From the section `[optimizer]`: beta1 becomes the momentum; beta2 and eps go."""
+    if config.early_step_in_backward:  # it would take each step before the clipping of the norm
+        raise ValueError("early_step_in_backward=True: build_sgd_sai takes False only")
+    if ft_manager and ft_manager.enabled:
+        raise ValueError("fault_tolerance.enable=True: build_sgd_sai takes False only")
     options = {
         "lr": config.lr,
         "momentum": config.beta1,
@@ -75,7 +80,7 @@ def main(steps=20, folder="torchtitan_container", implementation="foreach"):
     config = Optimizer(lr=1e-2, weight_decay=1e-2, implementation=implementation)
     optimizers = build_sgd_sai([model], config)
     schedule = build_lr_schedulers(optimizers, LRScheduler(warmup_steps=5), 100)
-    if Path(folder).exists():
+    if Path(folder, ".metadata").exists():
         kept = {"model": get_model_state_dict(model), "optimizer": optimizers, "schedule": schedule}
         dcp.load(kept, checkpoint_id=folder)
         set_model_state_dict(model, kept["model"])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +97,24 @@ def test_the_container_of_torchtitan_takes_the_class_too():
     model(torch.eye(4)).square().mean().backward()
     container.step()
     assert len(container.optimizers[0].gains()) == 2
+
+
+def test_an_empty_folder_is_no_checkpoint(tmp_path):
+    assert len(torchtitan_container.main(2, tmp_path)[-1]) == 2
+
+
+def test_what_it_would_leave_out_is_refused():
+    model = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match="early_step_in_backward=True"):
+        torchtitan_container.build_sgd_sai([model], Optimizer(early_step_in_backward=True))
+    manager = SimpleNamespace(enabled=True)
+    with pytest.raises(ValueError, match="fault_tolerance"):
+        torchtitan_container.build_sgd_sai([model], Optimizer(), None, manager)
+    manager.enabled = False  # torchtitan hands one over in any case
+    torchtitan_container.build_sgd_sai([model], Optimizer(), None, manager)
+
+
+def test_the_options_of_the_caller_stay():
+    options = {"lr": 1e-2, "weight_decay": 0.1}
+    torchtitan_container.SGDSaIContainer([nn.Linear(4, 2)], options)
+    assert options == {"lr": 1e-2, "weight_decay": 0.1}
