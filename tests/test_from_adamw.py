@@ -122,6 +122,33 @@ def test_it_says_what_it_changed(caplog):
         assert words in said
 
 
+@pytest.mark.parametrize("rate", [1e-3, torch.tensor(1e-3)])
+def test_a_rate_in_a_tensor_that_a_schedule_has_filled_counts_as_its_beginning(rate):
+    param = nn.Parameter(torch.ones(3))
+    old = torch.optim.AdamW([param], lr=copy.deepcopy(rate), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(old, 0.5)
+    for _ in range(3):
+        old.step(), schedule.step()
+    group = nomadam.from_adamw(old, lr=1e-2).param_groups[0]
+    assert float(group["lr"]) == pytest.approx(1.25e-3)
+    assert group["weight_decay"] == pytest.approx(1e-2)
+    assert float(group["initial_lr"]) == pytest.approx(1e-2)
+
+
+def test_a_whole_number_for_a_rate_is_one():
+    old = torch.optim.AdamW([nn.Parameter(torch.ones(3))], lr=1)
+    LambdaLR(old, lambda step: 0.1 * (step + 1))
+    assert nomadam.from_adamw(old, lr=5.0).param_groups[0]["initial_lr"] == 5.0
+
+
+def test_a_group_that_is_added_later_has_the_same_settings():
+    new = nomadam.from_adamw({"params": net().parameters(), "lr": 1e-3, "weight_decay": 0.5,
+                              "betas": (0.5, 0.9)}, lr=1e-2)  # fmt: skip
+    new.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))]})
+    later = new.param_groups[1]
+    assert (later["lr"], later["weight_decay"], later["momentum"]) == (1e-2, 0.05, 0.5)
+
+
 def test_what_others_have_put_into_a_group_is_kept_and_told(caplog):
     """timm's schedulers multiply by it."""
     groups = [

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nomadam.optimizers.options import check_learning_rate
+from nomadam.optimizers.options import check_range
 from nomadam.optimizers.sgd_sai import SGDSaI
 
 LOGGER = logging.getLogger("nomadam")
@@ -58,11 +59,11 @@ def from_adamw(optimizer_or_config: Optimizer | Mapping[str, Any], *, lr: float)
         >>> group["lr"], round(group["weight_decay"], 12), group["momentum"]
         (0.01, 0.02, 0.9)
     """
-    check_learning_rate(lr)
+    check_range("lr", lr, 0.0)
     if not lr > 0.0:
         raise ValueError(f"lr must be above 0, got {lr}")
     groups, defaults, begun = _read(optimizer_or_config)
-    reference = float(defaults["lr"])
+    reference = _reference(groups, defaults)
     if not reference > 0.0:
         raise ValueError(f"the default learning rate of AdamW must be above 0, got {reference}")
     factor = lr / reference
@@ -71,7 +72,8 @@ def from_adamw(optimizer_or_config: Optimizer | Mapping[str, Any], *, lr: float)
         _group({**defaults, **group}, factor) | more
         for group, more in zip(groups, further, strict=True)
     ]
-    optimizer = SGDSaI(made, lr=lr)
+    decay, momentum = float(defaults["weight_decay"]) / factor, float(defaults["betas"][0])
+    optimizer = SGDSaI(made, lr=lr, weight_decay=decay, momentum=momentum)
     _tell(made, groups, defaults, factor, begun)
     return optimizer
 
@@ -103,6 +105,14 @@ def _read(given: Any) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
     return groups, defaults, False
 
 
+def _reference(groups: list[dict[str, Any]], defaults: Mapping[str, Any]) -> float:
+    """AdamW's default rate; what a scheduler began with where that one is filled in place."""
+    for group in groups:
+        if group.get("lr") is defaults["lr"] and isinstance(defaults["lr"], Tensor):
+            return float(group.get("initial_lr", defaults["lr"]))
+    return float(defaults["lr"])
+
+
 def _group(old: Mapping[str, Any], factor: float) -> dict[str, Any]:
     names = old.get("param_names")
     params = list(old["params"])
@@ -113,7 +123,8 @@ def _group(old: Mapping[str, Any], factor: float) -> dict[str, Any]:
         "momentum": float(old["betas"][0]),
     }
     new |= {key: old[key] for key in KEPT if key in old}
-    return new | {key: old[key] * factor for key in SCHEDULED if isinstance(old.get(key), float)}
+    scheduled = {key: old[key] for key in SCHEDULED if isinstance(old.get(key), Real | Tensor)}
+    return new | {key: rate * factor for key, rate in scheduled.items()}
 
 
 def _further(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +148,8 @@ def _tell(
             f"{before['weight_decay']:g} -> {new['weight_decay']:g}"
         )
     dropped = ["betas[1]", "eps"]
-    dropped += [key for key in ("amsgrad", "capturable", "fused") if defaults.get(key)]
+    options = ("amsgrad", "capturable", "fused")
+    dropped += [k for k in options if defaults.get(k) or any(group.get(k) for group in groups)]
     lines.append(f"dropped: {', '.join(dropped)}")
     further = dict.fromkeys(key for group in groups for key in _further(group, defaults))
     if further:
