@@ -65,7 +65,8 @@ def main(steps=30, make=dit, checkpoint="diffusers_loop.pt"):
         optimizer.zero_grad()
         losses.append(loss.item())
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "random": torch.get_rng_state(), "step": steps}, checkpoint)
+    states |= {"random": torch.get_rng_state(), "step": max(done, steps)}
+    torch.save(states, checkpoint)
     return model, optimizer, losses
 
 

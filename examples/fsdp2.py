@@ -63,8 +63,10 @@ def main(steps=20, folder="fsdp2_checkpoint"):
         if rank == 0 and step == steps - 1:
             print(f"step {steps}, loss {loss.item() / size:.4f}")
     parts, states = get_state_dict(model, optimizer)
-    held = {"model": parts, "optimizer": states, "step": steps}
+    held = {"model": parts, "optimizer": states, "step": max(done, steps)}
     checkpoint.save(held, checkpoint_id=folder)
+    if rank == 0 and done >= steps:
+        print("nothing left to do")
     dist.destroy_process_group()
 
 

@@ -48,7 +48,7 @@ def main(steps=30, checkpoint="mixed_precision.pt", scale=2.0**16, dtype=torch.f
         optimizer.zero_grad()
         losses.append(loss.item())
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**states, "step": steps}, checkpoint)
+    torch.save({**states, "step": max(done, steps)}, checkpoint)
     return model, optimizer, scaler, losses
 
 

@@ -51,9 +51,8 @@ def main(steps=20, checkpoint="peft_lora.pt"):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    factors = get_peft_model_state_dict(model)
-    saved = {"factors": factors, "optimizer": optimizer.state_dict(), "step": steps}
-    torch.save(saved, checkpoint)
+    states = {"factors": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "step": max(done, steps)}, checkpoint)
     return model, optimizer, losses
 
 

@@ -33,6 +33,13 @@ def test_what_lies_behind_zeros_gets_its_gain_when_it_starts_to_learn(tmp_path):
         assert {name: later[name] for name in earlier} == earlier
 
 
+def test_asked_for_fewer_steps_the_checkpoint_stays(tmp_path):
+    diffusers_loop.main(2, checkpoint=tmp_path / "check.pt")
+    saved = torch.load(tmp_path / "check.pt")
+    assert diffusers_loop.main(1, checkpoint=tmp_path / "check.pt")[-1] == []
+    assert_same(torch.load(tmp_path / "check.pt"), saved)
+
+
 @pytest.mark.parametrize("done", [1, 15])
 @pytest.mark.parametrize("make", MODELS)
 def test_resumes_with_the_same_bits(make, done, tmp_path):

@@ -72,11 +72,25 @@ def test_resumes_with_the_same_bits(trained, tmp_path):
     assert_same(read(tmp_path / "half"), read(trained / "whole"))
 
 
-def test_resumes_on_one_process(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained / "half", tmp_path / "half")
+@pytest.fixture
+def one_process(monkeypatch):
+    """The environment that torchrun sets."""
     one = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
-    for name, value in one.items():  # as torchrun sets them
+    for name, value in one.items():
         monkeypatch.setenv(name, str(value))
+
+
+def test_asked_for_fewer_steps_the_checkpoint_stays(one_process, tmp_path, capsys):
+    fsdp2.main(2, tmp_path / "checkpoint")
+    saved = read(tmp_path / "checkpoint")
+    capsys.readouterr()
+    fsdp2.main(1, tmp_path / "checkpoint")
+    assert capsys.readouterr().out == "nothing left to do\n"
+    assert_same(read(tmp_path / "checkpoint"), saved)
+
+
+def test_resumes_on_one_process(one_process, trained, tmp_path):
+    shutil.copytree(trained / "half", tmp_path / "half")
     fsdp2.main(20, tmp_path / "half")
     found, expected = read(tmp_path / "half"), read(trained / "whole")
     assert found["step"] == 20

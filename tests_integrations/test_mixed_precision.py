@@ -30,6 +30,13 @@ def test_gains_are_those_of_the_first_step_that_is_taken(tmp_path):
     assert optimizer.gains() == pytest.approx(calm.gains(), rel=0.05)
 
 
+def test_asked_for_fewer_steps_the_checkpoint_stays(tmp_path):
+    mixed_precision.main(2, tmp_path / "check.pt")
+    saved = torch.load(tmp_path / "check.pt")
+    assert mixed_precision.main(1, tmp_path / "check.pt")[-1] == []
+    assert_same(torch.load(tmp_path / "check.pt"), saved)
+
+
 @pytest.mark.parametrize("scale", [2.0**16, 2.0**26])
 def test_resumes_with_the_same_bits(scale, tmp_path):
     """Also from the middle of the steps that overflow."""

@@ -40,6 +40,13 @@ def test_each_factor_gets_its_gain_when_it_starts_to_learn(tmp_path):
     assert all(gain > 1.5 for gain in optimizer.gains().values())  # A's are no gains of noise
 
 
+def test_asked_for_fewer_steps_the_checkpoint_stays(tmp_path):
+    peft_lora.main(2, tmp_path / "factors.pt")
+    saved = torch.load(tmp_path / "factors.pt")
+    assert peft_lora.main(1, tmp_path / "factors.pt")[-1] == []
+    assert_same(torch.load(tmp_path / "factors.pt"), saved)
+
+
 @pytest.mark.parametrize("done", [1, 10])
 def test_resumes_with_the_same_bits(done, tmp_path):
     """Also after the step in which only half of the factors have a gain."""
