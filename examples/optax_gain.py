@@ -22,7 +22,7 @@ class SGDSaIState(NamedTuple):
 def gain_of(gradient):
     """|g| / std(g), at most the block's number of elements, and 1 for a block of one element."""
     gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
-    if gradient.size == 1:
+    if gradient.size <= 1:  # an empty block has no gain to find either, and never starts
         return jnp.ones((), gradient.dtype)
     scaled = gradient / jnp.abs(gradient).max()  # the gain has no scale, and so nothing overflows
     gain = jnp.linalg.norm(scaled.ravel()) / jnp.std(scaled, ddof=1)
@@ -36,11 +36,22 @@ def sgd_sai(learning_rate=1e-2, momentum=0.9, weight_decay=1e-2):
         learning_rate: at least 0; a float, or a schedule from the number of the step to one.
         momentum: coefficient of the moving average, in [0, 1). It starts at that first gradient.
         weight_decay: decoupled decay, at least 0: a step takes `learning_rate * weight_decay` of
-            the parameter, whatever the gain. Mask it with `optax.masked` or `optax.partition`.
+            the parameter, whatever the gain. For blocks that are not to decay make a second
+            transformation, and give both to `optax.partition`; not to `optax.masked`, which hands
+            on the bare gradient of what it leaves out.
 
     Returns:
         An `optax.GradientTransformation`; its `update` needs the parameters.
+
+    Raises:
+        ValueError: where a number is outside its range.
     """
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    for name, rate in rates.items():  # a traced array has no value yet
+        if isinstance(rate, int | float) and not 0 <= rate < float("inf"):
+            raise ValueError(f"{name}={rate}: it is finite and at least 0")
+    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum}: it is in [0, 1)")
 
     def init(params):
         wide = functools.partial(jnp.promote_types, jnp.float32)
@@ -53,10 +64,11 @@ def sgd_sai(learning_rate=1e-2, momentum=0.9, weight_decay=1e-2):
         starts = (gain == 0) & finite & (gradient != 0).any()
         # Where it does not start, a gradient of ones stands in, so that nothing is divided by 0.
         measured = gain_of(jnp.where(starts, gradient, jnp.ones_like(gradient)))
-        gain = jnp.where(starts, measured, gain)
+        gain = jnp.where(starts, measured, gain).astype(gain.dtype)  # the state keeps its dtypes
         average = momentum * buffer + (1 - momentum) * gradient
         waits = (gain == 0) & ~starts
-        buffer = jnp.where(starts, gradient, jnp.where(waits, buffer, average))
+        started = jnp.where(waits, buffer, average)
+        buffer = jnp.where(starts, gradient, started).astype(buffer.dtype)
         step = -lr * (gain * buffer + weight_decay * param)
         return jnp.where(waits & ~finite, jnp.zeros_like(step), step), gain, buffer
 

@@ -87,3 +87,56 @@ def test_needs_the_parameters():
     gradients = {"matrix": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match="decays the parameters"):
         optimizer.update(gradients, optimizer.init(gradients))
+
+
+def test_an_empty_block_waits():
+    optimizer = optax_gain.sgd_sai()
+    params = {"empty": jnp.ones((0, 3)), "vector": jnp.arange(3.0)}
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    assert updates["empty"].shape == (0, 3)
+    assert state.gain["empty"] == 0 < state.gain["vector"]
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_the_state_keeps_its_dtypes(dtypes):
+    """Also within a scan, with gradients of another dtype than the parameters."""
+    optimizer = optax_gain.sgd_sai()
+    params = {"matrix": jnp.ones((6, 5), dtypes[0])}
+    gradients = {"matrix": jnp.asarray(gradient("matrix", 0, "float32"), dtypes[1])}
+
+    def step(carried, _):
+        params, state = carried
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (found, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=3)
+    assert found["matrix"].dtype == state.momentum["matrix"].dtype == dtypes[0]
+    assert state.gain["matrix"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": -1.0}, {"weight_decay": float("nan")}, {"momentum": 1.5}, {"momentum": 1}],
+)
+def test_numbers_outside_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        optax_gain.sgd_sai(**wrong)
+
+
+def test_a_partition_leaves_out_the_decay():
+    params = {"matrix": jnp.ones((6, 5)), "vector": jnp.ones(7)}
+    decays = {True: optax_gain.sgd_sai(), False: optax_gain.sgd_sai(weight_decay=0.0)}
+    optimizer = optax.partition(decays, {"matrix": True, "vector": False})
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["matrix"], -1e-4, rtol=1e-5)
+    assert not updates["vector"].any()
+
+
+def test_hyperparameters_can_be_injected():
+    """Where the numbers are traced, and have no values to look at."""
+    optimizer = optax.inject_hyperparams(optax_gain.sgd_sai)(learning_rate=0.1)
+    params = {"matrix": jnp.arange(6.0)}
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    expected, _ = optax_gain.sgd_sai(0.1).update(params, optax_gain.sgd_sai().init(params), params)
+    np.testing.assert_allclose(updates["matrix"], expected["matrix"], rtol=1e-5)
