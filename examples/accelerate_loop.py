@@ -19,7 +19,7 @@ ACCUMULATED = 2  # batches to a step
 
 
 def dataset_of():
-    """Points of a parabola, enough for 64 steps."""
+    """Points of a parabola, an epoch of 64 steps."""
     x = torch.rand(64 * ACCUMULATED * 32, 8, generator=torch.Generator().manual_seed(0))
     return TensorDataset(x, x.square().sum(dim=1, keepdim=True))
 
@@ -31,7 +31,7 @@ def model_of():
 
 
 def main(steps=20, folder="accelerate_loop"):
-    """Trains up to a step; returns the accelerator, model, optimizer and the last loss."""
+    """Trains up to a step; returns accelerator, model, optimizer and the last loss, or None."""
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # else processes without a GPU know nothing of another
         gradient_accumulation_steps=ACCUMULATED,
@@ -43,24 +43,28 @@ def main(steps=20, folder="accelerate_loop"):
     points = DataLoader(dataset_of(), batch_size=32)
     model, optimizer, points = accelerator.prepare(model, optimizer, points)
     accelerator.register_for_checkpointing(schedule)
-    if Path(folder).exists():
+    if Path(folder, "custom_checkpoint_0.pkl").exists():  # the schedule, which is saved last
         accelerator.load_state(folder)
 
-    loss = torch.tensor(float("nan"))
-    for x, y in accelerator.skip_first_batches(points, ACCUMULATED * schedule.last_epoch):
-        if schedule.last_epoch == steps:
-            break
-        with accelerator.accumulate(model):
-            loss = nn.functional.mse_loss(model(x), y)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()  # does nothing until gradients are summed up
-            optimizer.zero_grad()
+    loss = None
+    while schedule.last_epoch < steps:  # an epoch, or what is left of one
+        seen = ACCUMULATED * schedule.last_epoch % len(points)
+        for x, y in accelerator.skip_first_batches(points, seen):
+            with accelerator.accumulate(model):
+                loss = nn.functional.mse_loss(model(x), y)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()  # does nothing until gradients are summed up
+                optimizer.zero_grad()
             if accelerator.sync_gradients:
                 schedule.step()
+                if schedule.last_epoch == steps:
+                    break
     accelerator.save_state(folder)
-    return accelerator, model, optimizer, accelerator.reduce(loss.detach(), "mean").item()
+    if loss is not None:
+        loss = accelerator.reduce(loss.detach(), "mean").item()
+    return accelerator, model, optimizer, loss
 
 
 if __name__ == "__main__":
@@ -68,4 +72,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", default="accelerate_loop")
     accelerator, _, _, loss = main(**vars(parser.parse_args()))
-    accelerator.print(f"loss {loss:.4f}")
+    accelerator.print("nothing left to do" if loss is None else f"loss {loss:.4f}")

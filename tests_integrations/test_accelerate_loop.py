@@ -72,6 +72,25 @@ def test_resumes_with_the_same_bits(done, alone, tmp_path):
     assert_same(optimizer.state_dict(), alone[2].state_dict())
 
 
+def test_trains_for_more_than_an_epoch_and_resumes_in_it(tmp_path):
+    """Of 64 steps; also in a folder that is there, but has no checkpoint."""
+    (tmp_path / "half").mkdir()
+    for steps in (63, 64, 66):
+        _, model, optimizer, _ = accelerate_loop.main(steps, tmp_path / "half")
+    _, whole, undivided, _ = accelerate_loop.main(66, tmp_path / "whole")
+    assert torch.load(tmp_path / "whole" / "custom_checkpoint_0.pkl")["last_epoch"] == 66
+    assert_same(parameters_of(model), parameters_of(whole))
+    assert_same(optimizer.state_dict(), undivided.state_dict())
+
+
+def test_asked_for_fewer_steps_the_checkpoint_stays(tmp_path):
+    accelerate_loop.main(4, tmp_path)
+    saved = read(tmp_path)
+    *_, loss = accelerate_loop.main(2, tmp_path)
+    assert loss is None
+    assert_same(read(tmp_path), saved)
+
+
 def test_sharded_by_ddp_trains_as_one_process_and_resumes(alone, tmp_path):
     on_two("ddp", tmp_path)
     found = read(tmp_path / "whole")
