@@ -248,6 +248,55 @@ def a_gradient_that_is_missing_somewhere_is_waited_for():
     assert abs(optimizer.gains()["even"] / reference.gains()["even"] - 1) < 1e-12
 
 
+def what_a_process_has_whole_is_its_own_to_wait_for():
+    """A replicated gradient that one process lacks must not change what the others send."""
+    rank = dist.get_rank()
+    params = sharded(parameters(SHAPES), line(), {name: [Shard(0)] for name in SHAPES}
+                     | {"vector": [Replicate()]})  # fmt: skip
+    optimizer = SGDSaI(params.items())
+
+    def zero_at_first(step):
+        found = gradients(step, SHAPES)
+        return {name: grad * (step > 2 or name == "vector") for name, grad in found.items()}
+
+    stepped(params, zero_at_first, range(4), optimizer, lambda _: {"vector"} if rank else ())
+    assert set(optimizer.gains()) == set(SHAPES) - ({"vector"} if rank else set())
+
+
+def what_is_empty_or_frozen_keeps_no_one_talking():
+    shapes = {"even": (24, 6), "frozen": (8, 2), "empty": (0, 4)}
+    params = sharded(parameters(shapes), line(), [Shard(0)])
+    params["frozen"].requires_grad_(False)
+    optimizer = SGDSaI(params.items())
+
+    def absent(step):
+        return {"frozen"}
+
+    stepped(params, lambda step: gradients(step, shapes), range(1), optimizer, absent)
+    for param in params.values():
+        assert param is params["frozen"] or param.grad is not None
+    assert counted(optimizer.step) == []
+    params["frozen"].requires_grad_(True)  # thawed
+    stepped(params, lambda step: gradients(step, shapes), range(1, 2), optimizer)
+    assert set(optimizer.gains()) == {"even", "frozen"}
+
+
+def momentum_switched_on_waits_for_a_gradient_everywhere():
+    rank = dist.get_rank()
+    params = sharded(parameters(SHAPES), line(), [Shard(0)])
+    optimizer = SGDSaI(params.items(), momentum=0.0)
+
+    def of(step):
+        return gradients(step, SHAPES)
+
+    stepped(params, of, range(1), optimizer)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    stepped(params, of, range(1, 4), optimizer, lambda _: {"even"} if rank == 1 else ())
+    assert "momentum_buffer" not in optimizer.state[params["even"]]
+    stepped(params, of, range(4, 5), optimizer)
+    assert "momentum_buffer" in optimizer.state[params["even"]]
+
+
 def zero_gradients_before_the_first_step_harm_nothing():
     def of(step):
         grads = gradients(step, SHAPES)
@@ -326,6 +375,9 @@ LINE = (
     scales_that_would_be_cut_are_not_kept,
     a_step_talks_once_and_then_never,
     a_gradient_that_is_missing_somewhere_is_waited_for,
+    what_a_process_has_whole_is_its_own_to_wait_for,
+    what_is_empty_or_frozen_keeps_no_one_talking,
+    momentum_switched_on_waits_for_a_gradient_everywhere,
     zero_gradients_before_the_first_step_harm_nothing,
     one_process_that_overflows_stops_all,
     sums_that_are_not_taken_yet_are_taken,

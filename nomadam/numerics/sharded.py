@@ -133,8 +133,8 @@ def part_of(tensor: Any, like: Any) -> Tensor:
 def merged_over_mesh(mesh: Any, tensors: Sequence[Any], own: Sequence[Share]) -> list[Share]:
     """What is known of whole tensors from what each process knows of its part.
 
-    One collective of 32 bytes a tensor for each dimension of the mesh along which any is cut; every
-    process of the mesh has to call it, with the same tensors.
+    One collective for each dimension of the mesh along which any is cut, with 32 bytes for each
+    tensor that is; every process of the mesh has to call it, with the same tensors.
 
     Args:
         mesh: of all the tensors.
@@ -149,15 +149,14 @@ def merged_over_mesh(mesh: Any, tensors: Sequence[Any], own: Sequence[Share]) ->
     found = list(own)
     cut = [set(shard_dims(tensor)) for tensor in tensors]
     for dim in sorted(set().union(*cut)):
-        size = mesh.size(dim)
-        table = torch.tensor(found, dtype=torch.float64, device=mesh.device_type).view(-1)
+        size, here = mesh.size(dim), [i for i, dims in enumerate(cut) if dim in dims]
+        own_rows = [found[i] for i in here]
+        table = torch.tensor(own_rows, dtype=torch.float64, device=mesh.device_type).view(-1)
         everyone = table.new_empty(size * table.numel())
         dist.all_gather_into_tensor(everyone, table, group=mesh.get_group(dim))
-        rows = everyone.view(size, len(found), NUMBERS).tolist()
-        for i, dims in enumerate(cut):
-            if dim in dims:
-                parts = [Share(int(row[i][0]), *row[i][1:]) for row in rows]
-                found[i] = merged(parts)
+        rows = everyone.view(size, len(here), NUMBERS).tolist()
+        for place, i in enumerate(here):
+            found[i] = merged([Share(int(row[place][0]), *row[place][1:]) for row in rows])
     return found
 
 

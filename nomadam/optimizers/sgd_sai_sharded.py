@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nomadam.numerics.moments import Share
-from nomadam.numerics.sharded import is_sharded, local, merged_over_mesh, offsets, runs
+from nomadam.numerics.sharded import is_sharded, local, merged_over_mesh, offsets, runs, shard_dims
 from nomadam.optimizers.sgd_sai_blocks import Slot, is_measured, is_refreshed
 from nomadam.optimizers.sgd_sai_state import scale_shape
 from nomadam.optimizers.sgd_sai_update import Row
@@ -40,10 +40,16 @@ def _missing(slot: Slot) -> Share:
 
 
 def joining(slots: Sequence[Slot], states: Mapping[Any, Any]) -> list[Slot]:
-    """The sharded blocks that wait to be measured, the same ones in every process of a mesh."""
+    """The blocks in parts that wait to be measured, the same ones in every process of a mesh.
+
+    Not those that every process has whole, which each measures by itself, nor what is empty
+    everywhere, nor frozen, and would wait for ever.
+    """
     found = []
     for slot in slots:
-        if is_sharded(slot.param):
+        param: Any = slot.param
+        frozen = not param.requires_grad and param.grad is None
+        if is_sharded(param) and shard_dims(param) and param.numel() and not frozen:
             state, group = states.get(slot.param, {}), slot.group
             lacks = group["momentum"] != 0.0 and state.get("momentum_buffer") is None
             if lacks or not is_measured(state) or is_refreshed(group):

@@ -106,6 +106,10 @@ def begin(
         if measured.informative and (block.remeasures or not is_measured(block.state)):
             _set_gain(slot, block.state, measured, scale)
     for slot in joining:
+        if starts.get(slot.index) is False and is_measured(states[slot.param]):
+            # Its momentum was switched on in mid-course; where it has no gradient none was made.
+            states[slot.param].pop("momentum_buffer", None)
+            states[slot.param].pop("momentum_scale", None)
         # Of what is empty here, the processes that hold something have found the gain.
         if slot.index not in here and found[slot.index].informative:
             state = states[slot.param]
