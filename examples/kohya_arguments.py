@@ -16,9 +16,22 @@ from torch import nn
 def optimizer_of(params, optimizer_type, learning_rate, optimizer_args=()):
     """The optimizer that a class path and its arguments name."""
     module, _, name = optimizer_type.rpartition(".")
-    pairs = (argument.split("=", 1) for argument in optimizer_args)
-    options = {key: ast.literal_eval(value) for key, value in pairs}
+    if not module:
+        raise ValueError(f"--optimizer_type {name}: a class path is needed, as nomadam.SGDSaI")
+    options = dict(map(option_of, optimizer_args))
     return getattr(importlib.import_module(module), name)(params, lr=learning_rate, **options)
+
+
+def option_of(argument):
+    """Name and value of `name=value`."""
+    name, equals, value = argument.partition("=")
+    if not equals:
+        raise ValueError(f"--optimizer_args {argument}: name=value is needed, as momentum=0.9")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        message = f"--optimizer_args {argument}: a string needs quotes of its own, {name}=\"'...'\""
+        raise ValueError(message) from error
 
 
 def batch_of(step):

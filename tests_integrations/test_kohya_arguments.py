@@ -47,7 +47,12 @@ def test_a_misspelt_argument_is_refused():
         kohya_arguments.main(optimizer_args=["momentun=0.9"])
 
 
-def test_a_word_without_quotes_is_refused():
-    """As by sd-scripts: the value is no Python literal."""
-    with pytest.raises(ValueError, match="malformed"):
-        kohya_arguments.main(optimizer_args=["momentum_dtype=int8"])
+@pytest.mark.parametrize("argument", ["momentum_dtype=int8", "momentum", "lr=1 e"])
+def test_a_value_that_is_no_literal_is_named(argument):
+    with pytest.raises(ValueError, match=f"--optimizer_args {argument}: .* (needed|needs)"):
+        kohya_arguments.main(optimizer_args=[argument])
+
+
+def test_a_name_without_its_module_is_refused():
+    with pytest.raises(ValueError, match="--optimizer_type SGDSaI: .* nomadam.SGDSaI"):
+        kohya_arguments.main("SGDSaI")
