@@ -115,25 +115,30 @@ def test_eight_bits_take_it_over():
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_sgd_reads_ours_and_goes_on():
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_sgd_reads_ours_and_goes_on(nesterov, named):
     own = params()
-    groups = [{"params": [param]} for param in own]
-    optimizer = SGDSaI(groups, lr=1e-3, weight_decay=0.0)
+    split = [own[:1], own[1:]]
+    groups = [
+        {"params": [(f"{i}.{j}", p) for j, p in enumerate(part)] if named else part, "lr": lr}
+        for i, (part, lr) in enumerate(zip(split, (1e-3, 2e-3), strict=True))
+    ]
+    optimizer = SGDSaI(groups, weight_decay=0.0, nesterov=nesterov)
     for number in range(STEPS):
         step(optimizer, own, number)
     theirs = copied(own)
-    gains = optimizer.gains().values()
-    scaled = [{"params": [p], "lr": 1e-3 * gain} for p, gain in zip(theirs, gains, strict=True)]
-    sgd = torch.optim.SGD(scaled, lr=1.0, momentum=0.9, dampening=0.9)
-    rates = [group["lr"] for group in sgd.param_groups]
+    sgd = torch.optim.SGD([{"params": [param]} for param in theirs], lr=1.0)
     sgd.load_state_dict(nomadam.sgd_state_dict(optimizer))
-    for group, lr in zip(sgd.param_groups, rates, strict=True):
-        assert group["dampening"] == group["momentum"] == 0.9
-        group["lr"] = lr
     for number in range(STEPS, 2 * STEPS):
         step(optimizer, own, number)
         step(sgd, theirs, number)
     close(own, theirs)
+
+
+def test_sgd_can_not_step_along_signs():
+    with pytest.raises(ValueError, match="direction='sign'"):
+        nomadam.sgd_state_dict(SGDSaI(params(), gain=1.0, direction="sign"))
 
 
 def test_sgd_can_not_read_eight_bits():

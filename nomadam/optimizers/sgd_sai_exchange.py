@@ -96,43 +96,56 @@ def without_those_that_go_on(
 
 
 def sgd_state_dict(optimizer: Any) -> dict[str, Any]:
-    """The state of an SGDSaI as ``torch.optim.SGD`` loads it: the momenta, as averages.
+    """The state of an SGDSaI as ``torch.optim.SGD`` loads it, and goes on along the same steps.
 
-    SGD has no gains: give each block its own learning rate, ``lr * gain``
-    (`nomadam.scaled_param_groups`), to go on along the same steps.
+    ```python
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    sgd = torch.optim.SGD([{"params": [param]} for param in params], lr=1.0)
+    sgd.load_state_dict(nomadam.sgd_state_dict(optimizer))
+    ```
+
+    SGD has no gains: each block is a group of its own, with the learning rate ``lr * gain``, as if
+    the gain were 1 where it is not measured yet. The decay is left out, for SGD's is coupled.
 
     Args:
         optimizer: an `SGDSaI` whose momentum is kept in the dtype of the parameters.
 
     Returns:
-        A state dict with ``dampening = momentum`` in its groups and no decay, in the groups that
-        the optimizer has.
+        A state dict with a group for each block, in their order: rates and momenta, as averages
+        (``dampening = momentum``), with ``nesterov`` as the sums that torch has there.
 
     Raises:
-        ValueError: for momentum in 8 bits.
+        ValueError: for momentum in 8 bits, and for ``direction="sign"``.
 
     Examples:
         >>> import torch
         >>> from nomadam import SGDSaI
         >>> p = torch.nn.Parameter(torch.ones(3))
-        >>> sgd = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+        >>> sgd = torch.optim.SGD([{"params": [p]}], lr=0.1)
         >>> sgd.load_state_dict(sgd_state_dict(SGDSaI([p])))
-        >>> sgd.param_groups[0]["dampening"]
-        0.9
+        >>> sgd.param_groups[0]["momentum"], sgd.param_groups[0]["dampening"]
+        (0.9, 0.9)
     """
-    held = optimizer.state_dict()
+    held, gains = optimizer.state_dict(), optimizer.gains()
     if any("momentum_scale" in state for state in held["state"].values()):
         raise ValueError("torch's SGD can not read momentum in 8 bits: load it with float32 first")
-    blank = {"lr": 0.0, "weight_decay": 0.0, "fused": None}
-    groups = []
+    if any(group["direction"] != "momentum" for group in held["param_groups"]):
+        raise ValueError("torch's SGD can not step along signs, as direction='sign' does")
+    blank = SGD([Tensor()], lr=0.0, weight_decay=0.0, fused=None).defaults
+    groups, state = [], {}
     for group in held["param_groups"]:
-        kept = {key: group[key] for key in OF_SGD if key in group}
-        groups.append({**SGD([Tensor()], **blank).defaults, **kept, **{"lr": group["lr"]}})
-        groups[-1]["dampening"] = group["momentum"]
-    state = {
-        # Copies: torch would step the same tensors in both.
-        index: {"momentum_buffer": each["momentum_buffer"].clone()}
-        for index, each in held["state"].items()
-        if "momentum_buffer" in each
-    }
+        names = group.get("param_names") or group["params"]
+        # torch's Nesterov sums: what it steps along is longer by 1 / (1 - momentum).
+        part = 1 - group["momentum"] if group["nesterov"] else 1.0
+        for name, index in zip(names, group["params"], strict=True):
+            factor = gains.get(name, 1.0) * part
+            kept = {key: group[key] for key in OF_SGD if key in group and key != "params"}
+            rates = {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
+            own = {"param_names": [name]} if "param_names" in group else {}
+            dampening = 0.0 if group["nesterov"] else group["momentum"]
+            groups.append({**blank, **kept, **rates, **own, "dampening": dampening})
+            groups[-1]["params"] = [index]
+            buffer = held["state"].get(index, {}).get("momentum_buffer")
+            if buffer is not None:  # a copy: torch would step the same tensor in both
+                state[index] = {"momentum_buffer": buffer / part}
     return {"state": state, "param_groups": groups}
