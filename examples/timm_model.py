@@ -1,6 +1,7 @@
 """SGDSaI under its name in timm, with timm's groups, layer-wise rates and scheduler.
 
 Run it as `python examples/timm_model.py`, and again with `--steps 40`: it goes on at step 20.
+It needs timm and torchvision, which timm imports.
 """
 
 import argparse
@@ -53,8 +54,9 @@ def main(steps=20, checkpoint="timm_model.pt", **options):
         optimizer.zero_grad()
         schedule.step_update(step + 1)
         losses.append(loss.item())
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": steps}
-    torch.save(parts, checkpoint)
+    if losses:  # a checkpoint of a later step keeps its number
+        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": steps}
+        torch.save(parts, checkpoint)
     return model, optimizer, losses
 
 

@@ -2,6 +2,8 @@
 
 import importlib
 
+_TOO_OLD = "register_timm needs timm 1.0.12 or newer ({}): pip install 'timm>=1.0.12'"
+
 
 def register_timm() -> None:
     """Adds SGDSaI to timm's optimizers, as ``sgdsai``.
@@ -12,7 +14,8 @@ def register_timm() -> None:
     ``gains()`` counts the blocks.
 
     Raises:
-        ImportError: where timm is not installed, or older than its list of optimizers (1.0.12).
+        ImportError: where timm is not installed, or older than its list of optimizers (1.0.12), or
+            lacks a package that it imports itself.
 
     Examples:
         >>> register_timm()  # doctest: +SKIP
@@ -21,10 +24,11 @@ def register_timm() -> None:
     try:
         factory = importlib.import_module("timm.optim._optim_factory")
     except ImportError as error:
-        raise ImportError(
-            f"register_timm needs timm 1.0.12 or newer, which could not be imported ({error}): "
-            "pip install 'timm>=1.0.12'"
-        ) from error
+        if (error.name or "").partition(".")[0] != "timm":  # timm is there, and what it imports itself is not
+            raise ImportError(f"timm could not be imported: {error}") from error
+        raise ImportError(_TOO_OLD.format(error)) from error
+    if not hasattr(factory, "list_optimizers"):
+        raise ImportError(_TOO_OLD.format("it has no list_optimizers"))
     from nomadam.optimizers.sgd_sai import SGDSaI
 
     if "sgdsai" in factory.list_optimizers():

@@ -1,5 +1,7 @@
 """SGDSaI by its name in timm; torchvision is stood for."""
 
+import copy
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -32,19 +34,40 @@ def test_trains_with_layer_wise_rates(tmp_path):
     assert decayed == {id(param) for param in model.parameters() if param.ndim in (2, 4)}
 
 
+def rate_of(name, step):
+    """Half a cosine to 0 at step 100, smaller by a quarter for each layer further down."""
+    begins = {"blocks.0.": 2, "blocks.1.": 1, "norm.": 1, "head.": 0}  # the norm is of the last
+    above = next((begins[begin] for begin in begins if name.startswith(begin)), 3)
+    return 2e-2 * 0.75**above * (1 + math.cos(math.pi * step / 100)) / 2
+
+
 def test_trains_as_without_timm(tmp_path):
-    """Once the scheduler has put the scales into the rates."""
-    model, optimizer, losses = timm_model.main(1, tmp_path / "checkpoint.pt")
+    """Decay and layer-wise rates put in by hand."""
+    model = timm_model.main(10, tmp_path / "checkpoint.pt")[0]
     expected = timm_model.main(0, tmp_path / "start.pt")[0]
-    reference = SGDSaI(expected.named_parameters())
-    pictures, classes = timm_model.batch_of(0)
-    nn.functional.cross_entropy(expected(pictures), classes).backward()
-    reference.step()
-    named = reference.gains()
-    blocks = [param for group in optimizer.param_groups for param in group["params"]]
-    order = {id(param): index for index, param in enumerate(blocks)}
-    for name, param in model.named_parameters():
-        assert optimizer.gains()[order[id(param)]] == pytest.approx(named[name], rel=1e-4), name
+    groups = [
+        {"params": [(name, param)], "weight_decay": 1e-2 if param.ndim in (2, 4) else 0.0}
+        for name, param in expected.named_parameters()
+    ]
+    reference = SGDSaI(groups)
+    for step in range(10):
+        for group in reference.param_groups:
+            group["lr"] = rate_of(group["param_names"][0], step)
+        pictures, classes = timm_model.batch_of(step)
+        nn.functional.cross_entropy(expected(pictures), classes).backward()
+        nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        reference.step()
+        reference.zero_grad()
+    for name, param in expected.named_parameters():
+        found = model.get_parameter(name)
+        torch.testing.assert_close(found, param, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_later_step_stays(tmp_path):
+    timm_model.main(3, tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    timm_model.main(2, tmp_path / "checkpoint.pt")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum_dtype": "int8"}, {"foreach": True}])
@@ -90,32 +113,61 @@ def test_registering_twice_changes_nothing(caplog):
     assert not caplog.records
 
 
-def test_nomadam_imports_without_timm():
-    code = "import sys; sys.modules['timm'] = None; import nomadam.integrations as found\n"
+def error_of_register_timm(before):
+    """What it says in a process of its own, where this has been run before."""
+    code = f"import sys, types; {before}; import nomadam.integrations as found\n"
     code += "try: found.register_timm()\nexcept ImportError as error: print(error)"
     command = [sys.executable, "-c", code]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "pip install 'timm>=1.0.12'" in printed
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("strided", [False, True])
-def test_steps_by_closures_on_groups_and_strided_parameters(strided):
-    """As timm's own test of every optimizer on its list does."""
-    torch.manual_seed(0)
-    matrix, vector = torch.randn(10, 5, 2), torch.randn(10, 2)
-    parts = (matrix[..., 0], vector[..., 0]) if strided else (matrix.mean(-1), vector.mean(-1))
-    weight, bias = (nn.Parameter(part) for part in parts)
-    groups = [{"params": [weight]}, {"params": [bias], "lr": 1e-2}]
-    optimizer = create_optimizer_v2(groups, "sgdsai", lr=1e-3)
+def test_nomadam_imports_without_timm():
+    assert "pip install 'timm>=1.0.12'" in error_of_register_timm("sys.modules['timm'] = None")
+
+
+def test_an_older_timm_is_refused():
+    factory = "sys.modules['timm.optim._optim_factory'] = types.ModuleType('of before the list')"
+    said = error_of_register_timm(f"sys.modules['timm.optim'] = sys.modules['timm'] = {factory}")
+    assert "no list_optimizers" in said
+    assert "pip install 'timm>=1.0.12'" in said
+
+
+def test_what_timm_itself_lacks_is_named():
+    said = error_of_register_timm("sys.modules['torchvision'] = None")
+    assert "torchvision" in said
+    assert "pip install 'timm" not in said
+
+
+def line_of(values, name, strided):
+    """A matrix and a vector with rates of their own, and a step by a closure."""
+    params = [
+        nn.Parameter(torch.stack([value, value], -1)[..., 0] if strided else value.clone())
+        for value in values
+    ]
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 2e-2}]
+    optimizer = create_optimizer_v2(groups, name, lr=1e-2)
+    points = torch.linspace(-1, 1, 192).view(32, 6).sin()
 
     def closure():
         optimizer.zero_grad()
-        loss = (weight.mv(torch.arange(5.0) / 5) + bias).square().sum()
+        loss = (points @ params[0] + params[1] - points[:, :4].square()).square().mean()
         loss.backward()
         return loss
 
-    first = optimizer.step(closure)
-    for _ in range(100):
-        last = optimizer.step(closure)
-    assert last < first / 2
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2]
+    return params, optimizer, lambda: optimizer.step(closure).item()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("name", ["sgdsai", "lookahead_sgdsai"])
+def test_resumes_in_a_twin_by_the_state_dict(name, strided):
+    """With Lookahead its slow weights go along, which it keeps in SGDSaI's state."""
+    params, optimizer, step = line_of([torch.randn(6, 4), torch.randn(4)], name, strided)
+    losses = [step() for _ in range(20)]
+    assert losses[-1] < losses[0] / 2
+    values = [param.detach() for param in params]
+    twins, other, step_of_twin = line_of(values, name, strided)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert_same(other.state_dict(), optimizer.state_dict())
+    assert [step_of_twin() for _ in range(20)] == [step() for _ in range(20)]
+    assert_same(twins, params)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 2e-2]
