@@ -24,7 +24,7 @@ def register_timm() -> None:
     try:
         factory = importlib.import_module("timm.optim._optim_factory")
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "timm":  # timm is there, and what it imports itself is not
+        if (error.name or "").partition(".")[0] != "timm":  # what timm imports is absent
             raise ImportError(f"timm could not be imported: {error}") from error
         raise ImportError(_TOO_OLD.format(error)) from error
     if not hasattr(factory, "list_optimizers"):

@@ -1,9 +1,13 @@
 """Lightning's Trainer, which hands a closure to each step."""
 
 import lightning_trainer
+import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from same_bits import assert_same, parameters_of
 from torch import nn
+
+from nomadam import SGDSaI
 
 PACKAGES = ("lightning",)
 
@@ -44,3 +48,12 @@ def test_resumes_with_the_same_bits(tmp_path):
     one, other = (torch.load(folder / "last.ckpt", weights_only=False) for folder in (half, whole))
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(one[part], other[part], part)
+
+
+def test_clipping_in_mixed_precision_needs_fused_none():
+    """Lightning takes a fused optimizer for one that unscales the gradients itself."""
+    params = list(nn.Linear(4, 2).parameters())
+    precision = MixedPrecision("bf16-mixed", "cpu")
+    precision.clip_gradients(SGDSaI(params), 1.0)
+    with pytest.raises(RuntimeError, match="SGDSaI, does not allow for gradient clipping"):
+        precision.clip_gradients(SGDSaI(params, fused=True), 1.0)
