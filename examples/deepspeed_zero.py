@@ -5,6 +5,7 @@ Run it as `torchrun --nproc-per-node 2 examples/deepspeed_zero.py --stage 2`, an
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import deepspeed
@@ -80,6 +81,9 @@ if __name__ == "__main__":
     parser.add_argument("--stage", type=int, default=2, choices=(0, 1, 2))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", default="deepspeed_zero")
-    losses = main(**vars(parser.parse_args()))[-1]
+    given = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it by torchrun or deepspeed, which say who is who")
+    losses = main(**vars(given))[-1]
     if deepspeed.comm.get_rank() == 0:
         print(f"{len(losses)} steps, loss {losses[-1]:.4f}" if losses else "nothing left to do")

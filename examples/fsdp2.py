@@ -5,6 +5,7 @@ step 20, with any number of processes.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -74,4 +75,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", default="fsdp2_checkpoint")
-    main(**vars(parser.parse_args()))
+    given = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it by torchrun, which says who is who")
+    main(**vars(given))
