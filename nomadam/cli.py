@@ -283,6 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 finished, 1 failed, 2 bad usage or input, 3 a training diverged, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        processes.index()
+    except ValueError as error:
+        terminal.say(f"error: {error}")
+        return BAD_INPUT
     before = None
     if threading.current_thread() is threading.main_thread():
         # While a training runs it answers SIGTERM itself; elsewhere, and for a comparison's

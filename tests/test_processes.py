@@ -4,6 +4,7 @@ Three of them share 8 rows here, so that none divides what they have to do.
 """
 
 import dataclasses
+import datetime
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,7 @@ from tiny_training import (
 )
 from torch import nn
 
+from nomadam.cli import main
 from nomadam.experiments import processes
 from nomadam.experiments.joint_batch_norm import join_batch_norms
 from nomadam.runs import Interrupted, RunFolder
@@ -216,3 +218,34 @@ def test_a_joint_batch_norm_is_a_batch_norm(monkeypatch, momentum, shape):
     torch.testing.assert_close(plain.eval()(rows), joint.eval()(rows))
     with pytest.raises(ValueError, match="several values"):
         joint.train()(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("world", "rank", "words"),
+    [
+        ("two", "0", "WORLD_SIZE = 'two': must be a whole number from 1"),
+        ("0", "0", "WORLD_SIZE = '0'"),
+        ("2", "", "RANK = '': must be a whole number from 0 to 1"),
+        ("2", "5", "RANK = '5': must be a whole number from 0 to 1"),
+        ("2", "-1", "RANK = '-1'"),
+    ],
+)
+def test_numbers_that_no_launcher_sets_are_refused(world, rank, words, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["run", "tiny_training.tiny_run"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_empty_number_is_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert (processes.count(), processes.index()) == (1, 0)
+
+
+def test_one_that_waits_alone_says_so(monkeypatch):
+    monkeypatch.setattr(processes, "TO_MEET", datetime.timedelta(seconds=1))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "0")
+    with pytest.raises(RuntimeError, match="process 0 waited 0:00:01 for all 2 processes"):
+        processes.meeting_place("alone")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # While the first prepares data the others wait; that one has died is seen without a clock.
 PATIENCE = datetime.timedelta(hours=12)
+# To meet: machines of a cluster do not start together.
+TO_MEET = datetime.timedelta(minutes=10)
 # The variable that sets apart the meetings of processes that one launcher has started.
 GROUP = "NOMADAM_GROUP"
 BUCKET_BYTES = 2**25
@@ -26,12 +28,27 @@ def count() -> int:
         >>> count()
         1
     """
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", "1", range(1, 2**31))
 
 
 def index() -> int:
-    """The number of this process among them, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    """The number of this process among them, from 0.
+
+    Raises:
+        ValueError: for ``RANK`` or ``WORLD_SIZE`` that are no such numbers, as is ``RANK`` where it
+            is not set and there are several processes.
+    """
+    return _number("RANK", "", range(count())) if count() > 1 else 0
+
+
+def _number(name: str, default: str, allowed: range) -> int:
+    text = os.environ.get(name, "").strip() or default
+    if not text.isdecimal() or int(text) not in allowed:
+        raise ValueError(
+            f"{name} = {text!r}: must be a whole number from {allowed[0]} to {allowed[-1]}, as "
+            "torchrun and accelerate launch set it; unset WORLD_SIZE to train by one process"
+        )
+    return int(text)
 
 
 def is_first() -> bool:
@@ -65,10 +82,18 @@ def meeting_place(name: str) -> Any:
 
     Args:
         name: sets it apart from others of the same processes.
+
+    Raises:
+        RuntimeError: not all of them have come in time.
     """
     import torch.distributed as dist
 
-    store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+    try:
+        store = next(dist.rendezvous("env://", timeout=TO_MEET))[0]
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"process {index()} waited {TO_MEET} for all {count()} processes to come: {error}"
+        ) from error
     # One launcher can keep what was written before it has started the processes again.
     return dist.PrefixStore(f"{name} {restarts()}", store)
 
