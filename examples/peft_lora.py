@@ -1,6 +1,7 @@
 """SGDSaI with LoRA factors of peft: a frozen Llama, in a plain loop and under the Trainer.
 
-Run it as `python examples/peft_lora.py`, or with `--trainer`.
+Run it as `python examples/peft_lora.py`, and again with `--steps 40`: it goes on at step 20.
+With `--trainer` it goes on where `--resume peft_lora/checkpoint-10` says so.
 """
 
 import argparse
@@ -79,9 +80,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trainer", action="store_true")
+    parser.add_argument("--resume", help="with --trainer, such as peft_lora/checkpoint-10")
     asked = parser.parse_args()
     if asked.trainer:
-        last = with_trainer(steps=asked.steps).state.log_history[-2]["loss"]
+        history = with_trainer(steps=asked.steps, resume=asked.resume).state.log_history
+        losses = [entry["loss"] for entry in history if "loss" in entry]
     else:
-        last = main(asked.steps)[-1][-1]
-    print(f"{asked.steps} steps, loss {last:.4f}")
+        losses = main(asked.steps)[-1]
+    print(f"{len(losses)} steps, loss {losses[-1]:.4f}" if losses else "nothing left to do")

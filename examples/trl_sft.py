@@ -1,8 +1,9 @@
 """SGDSaI under trl's SFTTrainer: the completions of a small byte-level Llama.
 
-Run it as `python examples/trl_sft.py`.
+Run it as `python examples/trl_sft.py`; it goes on by `--resume trl_sft/checkpoint-10`.
 """
 
+import argparse
 import inspect
 import statistics
 
@@ -68,5 +69,9 @@ def main(folder="trl_sft", steps=20, resume=None):
 
 
 if __name__ == "__main__":
-    trainer = main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", default="trl_sft")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--resume", help="such as trl_sft/checkpoint-10")
+    trainer = main(**vars(parser.parse_args()))
     print(f"{trainer.state.global_step} steps, loss {trainer.state.log_history[-2]['loss']:.4f}")

@@ -1,5 +1,8 @@
 """trl's SFTTrainer."""
 
+import runpy
+import sys
+
 import pytest
 import trl_sft
 from same_bits import assert_same, parameters_of
@@ -29,3 +32,12 @@ def test_resumes_with_the_same_bits(trained, tmp_path):
     assert losses(resumed)[10:] == losses(trained)[10:]
     assert_same(parameters_of(resumed.model), parameters_of(trained.model))
     assert_same(resumed.optimizer.state_dict(), trained.optimizer.state_dict())
+
+
+def test_goes_on_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
+    saved = f"{trained.args.output_dir}/checkpoint-10"
+    options = ["--folder", str(tmp_path), "--steps", "11", "--resume", saved]
+    monkeypatch.setattr(sys, "argv", [trl_sft.__file__, *options])
+    runpy.run_path(trl_sft.__file__, run_name="__main__")
+    assert "11 steps, loss " in capsys.readouterr().out
+    assert not (tmp_path / "checkpoint-10").exists()  # it did not begin anew
