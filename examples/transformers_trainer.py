@@ -21,13 +21,18 @@ def dataset_of(samples):
     return [{"input_ids": window, "labels": window} for window in text.split(LENGTH)]
 
 
-def main(folder="transformers_trainer", steps=20, samples=256, named=False, resume=None):
-    """Trains up to a step, from a checkpoint of the folder if one is named; returns the Trainer."""
+def model_of():
+    """The same at every call."""
     torch.manual_seed(0)
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": LENGTH}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     tokens = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
-    model = GPT2LMHeadModel(GPT2Config(**shape, **dropout, **tokens))
+    return GPT2LMHeadModel(GPT2Config(**shape, **dropout, **tokens))
+
+
+def main(folder="transformers_trainer", steps=20, samples=256, named=False, resume=None):
+    """Trains up to a step, from a checkpoint of the folder if one is named; returns the Trainer."""
+    model = model_of()
     settings = TrainingArguments(
         folder,
         max_steps=steps,

@@ -1,8 +1,9 @@
 """SGDSaI under trl's GRPOTrainer: a small Llama learns to say one word of Python's keywords.
 
-Run it as `python examples/trl_grpo.py`.
+Run it as `python examples/trl_grpo.py`; it goes on by `--resume trl_grpo/checkpoint-10`.
 """
 
+import argparse
 import keyword
 
 import torch
@@ -22,6 +23,15 @@ def tokenizer_of():
     return PreTrainedTokenizerFast(tokenizer_object=wordwise, eos_token="<end>", pad_token="<end>")
 
 
+def model_of(tokenizer):
+    """The same at every call."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **heads, **ends))
+
+
 def share_of_true(completions, **_):
     """Rewards each completion with the share of its words that are `True`."""
     split = [completion.split() for completion in completions]
@@ -30,12 +40,8 @@ def share_of_true(completions, **_):
 
 def main(folder="trl_grpo", steps=20, reward=share_of_true, resume=None):
     """Trains up to a step, from a checkpoint of the folder if one is named; returns the trainer."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     tokenizer = tokenizer_of()
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **heads, **ends))
+    model = model_of(tokenizer)
     settings = GRPOConfig(
         folder,
         max_steps=steps,
@@ -68,7 +74,11 @@ def main(folder="trl_grpo", steps=20, reward=share_of_true, resume=None):
 
 
 if __name__ == "__main__":
-    trainer = main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", default="trl_grpo")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--resume", help="such as trl_grpo/checkpoint-10")
+    trainer = main(**vars(parser.parse_args()))
     print(
         f"{trainer.state.global_step} steps, reward {trainer.state.log_history[-2]['reward']:.4f}"
     )

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 import transformers_trainer
+from safetensors.torch import load_file
 from same_bits import assert_same, parameters_of
+from transformers import TrainingArguments
 
 import nomadam
 
@@ -52,9 +54,9 @@ def test_the_trainer_groups_as_decay_groups_and_passes_no_names(trained):
     assert_same(theirs, ours)
 
 
-def gains_of_a_plain_loop(samples, folder):
+def gains_of_a_plain_loop(samples):
     """After one step on all samples."""
-    model = transformers_trainer.main(folder, steps=0, named=True).model
+    model = transformers_trainer.model_of()
     optimizer = nomadam.SGDSaI(model.named_parameters())
     batch = torch.stack([x["input_ids"] for x in transformers_trainer.dataset_of(samples)])
     model(input_ids=batch, labels=batch).loss.backward()
@@ -65,20 +67,30 @@ def gains_of_a_plain_loop(samples, folder):
 def test_gains_are_those_of_a_plain_loop(tmp_path):
     """Over an accumulated batch, clipped, in a first step whose learning rate is 0."""
     trainer = transformers_trainer.main(tmp_path, steps=1, samples=16, named=True)
-    expected = gains_of_a_plain_loop(16, tmp_path)
-    assert optimizer_of(trainer).gains() == pytest.approx(expected, rel=1e-4)
+    assert optimizer_of(trainer).gains() == pytest.approx(gains_of_a_plain_loop(16), rel=1e-4)
 
 
-def test_sharded_over_two_processes_measures_the_gains_of_one(tmp_path):
-    """Each takes its half of the 32 samples of a step."""
+def test_sharded_over_two_processes_trains_as_one(tmp_path, monkeypatch):
+    """Each takes two of the four batches of a step."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    options = ["--steps", "1", "--samples", "32", "--named", "--folder", str(tmp_path)]
+    options = ["--steps", "10", "--named", "--folder", str(tmp_path / "two")]
     command = [*torchrun, "--nproc-per-node", "2", transformers_trainer.__file__, *options]
     subprocess.run(command, check=True, capture_output=True)
-    saved = torch.load(tmp_path / "checkpoint-1" / "optimizer.pt")
+    folder = tmp_path / "two" / "checkpoint-10"
+    saved, model = torch.load(folder / "optimizer.pt"), load_file(folder / "model.safetensors")
     names = [name for group in saved["param_groups"] for name in group["param_names"]]
-    found = {name: float(saved["state"][i]["gsnr"]) for i, name in enumerate(names)}
-    assert found == pytest.approx(gains_of_a_plain_loop(32, tmp_path), rel=1e-4)
+    gains = {name: float(saved["state"][i]["gsnr"]) for i, name in enumerate(names)}
+
+    def twice_as_many(folder, **settings):
+        settings["gradient_accumulation_steps"] *= 2
+        return TrainingArguments(folder, **settings)
+
+    monkeypatch.setattr(transformers_trainer, "TrainingArguments", twice_as_many)
+    alone = transformers_trainer.main(tmp_path / "one", steps=10, named=True)
+    assert losses(alone)[-1] < losses(alone)[0] - 0.1
+    assert gains == pytest.approx(optimizer_of(alone).gains(), rel=1e-4)
+    for name, param in parameters_of(alone.model).items():
+        torch.testing.assert_close(model[name], param, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["named", "class"])

@@ -1,5 +1,8 @@
 """trl's GRPOTrainer, whose gradient is zero where all rewards are the same."""
 
+import runpy
+import sys
+
 import pytest
 import trl_grpo
 from same_bits import assert_same, parameters_of
@@ -31,8 +34,8 @@ def test_gains_wait_until_rewards_differ(tmp_path):
 
     waiting = trl_grpo.main(tmp_path / "waiting", steps=2, reward=late)
     assert waiting.optimizer.optimizer.gains() == {}
-    untrained = trl_grpo.main(tmp_path / "untrained", steps=0)
-    assert_same(parameters_of(waiting.model), parameters_of(untrained.model))
+    untrained = trl_grpo.model_of(trl_grpo.tokenizer_of())
+    assert_same(parameters_of(waiting.model), parameters_of(untrained))
     calls.clear()
     begun = trl_grpo.main(tmp_path / "begun", steps=4, reward=late)
     assert begun.optimizer.optimizer.gains().keys() == parameters_of(begun.model).keys()
@@ -44,3 +47,12 @@ def test_resumes_with_the_same_bits(trained, tmp_path):
     assert rewards(resumed)[10:] == rewards(trained)[10:]
     assert_same(parameters_of(resumed.model), parameters_of(trained.model))
     assert_same(resumed.optimizer.state_dict(), trained.optimizer.state_dict())
+
+
+def test_goes_on_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
+    saved = f"{trained.args.output_dir}/checkpoint-10"
+    options = ["--folder", str(tmp_path), "--steps", "11", "--resume", saved]
+    monkeypatch.setattr(sys, "argv", [trl_grpo.__file__, *options])
+    runpy.run_path(trl_grpo.__file__, run_name="__main__")
+    assert "11 steps, reward " in capsys.readouterr().out
+    assert not (tmp_path / "checkpoint-10").exists()  # it did not begin anew
