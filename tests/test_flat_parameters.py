@@ -119,6 +119,16 @@ def test_a_block_of_which_a_part_is_left_is_refused():
         engine.step(lambda part: part)
 
 
+def test_a_vector_of_the_size_of_a_block_is_refused_too():
+    """As ZeRO makes of two equal matrices on two processes."""
+    optimizer = SGDSaI([nn.Parameter(torch.randn(4, 4)) for _ in range(2)])
+    part = nn.Parameter(torch.randn(16))
+    part.grad = torch.randn(16)
+    optimizer.param_groups[0]["params"] = [part]
+    with pytest.raises(ValueError, match="flattened"):
+        optimizer.step()
+
+
 def test_other_tensors_of_the_same_sizes_are_taken():
     model = net()
     optimizer = SGDSaI(model.parameters())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from nomadam.numerics.sharded import is_sharded
 
@@ -27,17 +27,17 @@ def is_flat(param: Tensor) -> bool:
     return named or getattr(param, "_fsdp_flattened", False) or hasattr(param, "ds_id")
 
 
-def sizes_of(group: Mapping[str, Any]) -> list[int]:
-    """Elements of each parameter of a group, of sharded ones of the whole."""
-    return [param.numel() for param in group["params"]]
+def shapes_of(group: Mapping[str, Any]) -> list[Size]:
+    """The shape of each parameter of a group, of sharded ones of the whole."""
+    return [param.shape for param in group["params"]]
 
 
-def refuse_flat(groups: Sequence[Mapping[str, Any]], sizes: Sequence[Sequence[int]]) -> None:
+def refuse_flat(groups: Sequence[Mapping[str, Any]], shapes: Sequence[Sequence[Size]]) -> None:
     """Refuse parameters that are no blocks any more, where a block has a gain of its own.
 
     Args:
         groups: as they are now.
-        sizes: of each group, when it was added.
+        shapes: of each group, when it was added.
 
     Raises:
         ValueError: with the way out.
@@ -47,9 +47,17 @@ def refuse_flat(groups: Sequence[Mapping[str, Any]], sizes: Sequence[Sequence[in
             continue
         params = group["params"]
         flat = [param for param in params if is_flat(param)]
-        if not flat and index < len(sizes) and sizes_of(group) != list(sizes[index]):
-            known = set(sizes[index])
-            flat = [p for p in params if p.numel() not in known and not is_sharded(p)]
+        if not flat and index < len(shapes) and shapes_of(group) != list(shapes[index]):
+            known = set(shapes[index])
+            sizes = {shape.numel() for shape in known}
+            # A vector of the size of a matrix can hold the halves of two.
+            flat = [
+                param
+                for param in params
+                if not is_sharded(param)
+                and param.shape not in known
+                and (param.ndim == 1 or param.numel() not in sizes)
+            ]
         if flat:
             raise ValueError(
                 f"parameters of group {index} were flattened ({tuple(flat[0].shape)}), {WAY_OUT}"

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from nomadam.numerics.rounding import Draw
-from nomadam.optimizers.flat_parameters import refuse_flat, sizes_of
+from nomadam.optimizers.flat_parameters import refuse_flat, shapes_of
 from nomadam.optimizers.options import check_options, named_dtype, pick_gains, plain_numbers
 from nomadam.optimizers.sgd_sai_blocks import (
     Block,
@@ -165,7 +165,7 @@ class SGDSaI(Optimizer):
             "rounding_step": 0,  # of the draws, counted in steps
         }
         check_options(defaults)
-        self._sizes: list[list[int]] = []  # of the blocks, for engines may flatten them later
+        self._shapes: list[list[torch.Size]] = []  # of blocks: engines may flatten them
         self._going_on: set[Tensor] = set()  # blocks whose momentum is another optimizer's
         super().__init__(params, defaults)
         # Then GradScaler hands the scale over, and the step divides by it.
@@ -182,7 +182,7 @@ class SGDSaI(Optimizer):
             group["momentum_dtype"] = named_dtype(group["momentum_dtype"])
             check_options(group)
             check_fused(group)
-            refuse_flat([group], [sizes_of(group)])
+            refuse_flat([group], [shapes_of(group)])
             group.update(plain_numbers(group))
             if isinstance(group["gain"], Mapping):
                 own = {slot.name: slot.param for slot in self._slots() if slot.group is group}
@@ -190,7 +190,7 @@ class SGDSaI(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._sizes.append(sizes_of(self.param_groups[-1]))
+        self._shapes.append(shapes_of(self.param_groups[-1]))
 
     def gains(self) -> dict[str | int, float]:
         """The number that multiplies each block's step, by parameter name, or index where unnamed.
@@ -262,7 +262,7 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled optimizer; options that it lacks take the constructor's values."""
         super().__setstate__(state)
-        self._sizes, self._going_on = [sizes_of(group) for group in self.param_groups], set()
+        self._shapes, self._going_on = [shapes_of(group) for group in self.param_groups], set()
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -280,7 +280,7 @@ class SGDSaI(Optimizer):
     @torch._disable_dynamo
     def _plan(self) -> tuple[list[Slot], Plan]:
         """Every block's place, and what they decide together: found once a step."""
-        refuse_flat(self.param_groups, self._sizes)
+        refuse_flat(self.param_groups, self._shapes)
         slots = self._slots()
         params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
