@@ -2,7 +2,8 @@
 
 `test_NAME.py` tests `examples/NAME.py` and is the row NAME of the table. It lists in `PACKAGES`
 the distributions whose versions matter. A test is in the column with which its name begins:
-`test_trains...`, `test_resumes...`, `test_sharded...`; others are in none.
+`test_trains...`, `test_resumes...`, `test_sharded...`; others are in none. A row is written when
+all tests of its file ran: a part of them says nothing of the others.
 """
 
 import datetime
@@ -37,6 +38,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     # On the report, since with xdist the process that writes the table imports no test.
+    modules = {item.getparent(pytest.Module) for item in items}
+    whole = {module: len(module.collect()) for module in modules}  # also what -k leaves out
     for item in items:
         names = ("torch", *item.module.PACKAGES)
         versions = {name: version(name) for name in names}
@@ -44,6 +47,7 @@ def pytest_collection_modifyitems(items):
             ("trainer", item.module.__name__.removeprefix("test_")),
             ("column", column_of(item.name)),
             ("versions", versions),
+            ("whole", whole[item.getparent(pytest.Module)]),
         ]
 
 
@@ -52,29 +56,44 @@ def column_of(name):
 
 
 class Record:
-    """Puts a row for each trainer that was tested into the table, and leaves the others."""
+    """Puts a row for each trainer that was tested whole into the table, and leaves the others."""
 
     def __init__(self, path):
         self.path = path
+        self.held = json.loads(path.read_text()) if path.exists() else {}
         self.rows = {}
+        self.left = {}  # trainer: its tests that are still to come
+
+    def pytest_collectreport(self, report):
+        """Marks a trainer as failed whose file cannot be imported."""
+        trainer = Path(report.nodeid).stem.removeprefix("test_")
+        if report.failed:
+            held = self.held.get(trainer, {})
+            failed = [column for column in COLUMNS.values() if held.get(column)] or ["train"]
+            versions = held.get("versions", {"torch": version("torch")})
+            self.rows[trainer] = row_of(versions) | dict.fromkeys(failed, "failed")
 
     def pytest_runtest_logreport(self, report):
+        found = dict(report.user_properties)
+        trainer, column = found["trainer"], found["column"]
+        if report.when == "teardown":
+            self.left[trainer] = self.left.get(trainer, found["whole"]) - 1
         if report.passed and report.when != "call":
             return
-        found = dict(report.user_properties)
-        row = self.rows.setdefault(
-            found["trainer"],
-            {
-                "versions": found["versions"],
-                "date": datetime.date.today().isoformat(),
-                **dict.fromkeys(COLUMNS.values()),
-            },
-        )
-        if found["column"]:
-            outcomes = (row[found["column"]] or "passed", report.outcome)
-            row[found["column"]] = min(outcomes, key=WORST_FIRST.index)
+        row = self.rows.setdefault(trainer, row_of(found["versions"]))
+        if column:
+            row[column] = min(row[column] or "passed", report.outcome, key=WORST_FIRST.index)
 
     def pytest_sessionfinish(self):
-        held = json.loads(self.path.read_text()) if self.path.exists() else {}
-        table = dict(sorted({**held, **self.rows}.items()))
+        told = {}
+        for trainer, row in self.rows.items():
+            if not self.left.get(trainer) and any(map(row.get, COLUMNS.values())):
+                told[trainer] = row
+        table = dict(sorted({**self.held, **told}.items()))
         self.path.write_text(json.dumps(table, indent=2) + "\n")
+
+
+def row_of(versions):
+    """A row of today in which nothing was tested yet."""
+    today = datetime.date.today().isoformat()
+    return {"versions": versions, "date": today, **dict.fromkeys(COLUMNS.values())}
