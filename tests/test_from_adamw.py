@@ -163,6 +163,22 @@ def test_what_others_have_put_into_a_group_is_kept_and_told(caplog):
     assert "kept as they are: lr_scale, group_name" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"weigth_decay": 0.3}, "AdamW has no 'weigth_decay'; it has .*weight_decay"),
+        ({"betas": None}, "betas must be two numbers, got None"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\] must be a number in"),
+        ({"weight_decay": None}, "weight_decay must be a number .* got None"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number .* got -1.0"),
+        ({"lr": "1e-3"}, "lr must be a number .* got '1e-3'"),
+    ],
+)
+def test_configurations_that_are_none_are_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        nomadam.from_adamw({"params": net().parameters(), "lr": 1e-3, **config}, lr=1e-2)
+
+
 def test_a_coupled_decay_is_refused():
     model = net()
     with pytest.raises(ValueError, match="coupled.*0.1"):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nomadam.optimizers.options import check_range
+from nomadam.optimizers.options import check_learning_rate, check_range
 from nomadam.optimizers.sgd_sai import SGDSaI
 
 LOGGER = logging.getLogger("nomadam")
@@ -63,6 +63,8 @@ def from_adamw(optimizer_or_config: Optimizer | Mapping[str, Any], *, lr: float)
     if not lr > 0.0:
         raise ValueError(f"lr must be above 0, got {lr}")
     groups, defaults, begun = _read(optimizer_or_config)
+    for group in groups:
+        _check({**defaults, **group})
     reference = _reference(groups, defaults)
     if not reference > 0.0:
         raise ValueError(f"the default learning rate of AdamW must be above 0, got {reference}")
@@ -99,6 +101,9 @@ def _read(given: Any) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
     for key in ("params", "lr"):
         if key not in given:
             raise ValueError(f"the configuration of AdamW must have {key!r}")
+    unknown = sorted(set(given) - {*ITS_OWN, *KEPT})
+    if unknown:
+        raise ValueError(f"AdamW has no {', '.join(map(repr, unknown))}; it has {_listed()}")
     defaults = {"betas": (0.9, 0.999), "weight_decay": 1e-2, **given}
     params = list(defaults.pop("params"))
     groups = params if params and isinstance(params[0], dict) else [{"params": params}]
@@ -111,6 +116,20 @@ def _reference(groups: list[dict[str, Any]], defaults: Mapping[str, Any]) -> flo
         if group.get("lr") is defaults["lr"] and isinstance(defaults["lr"], Tensor):
             return float(group.get("initial_lr", defaults["lr"]))
     return float(defaults["lr"])
+
+
+def _listed() -> str:
+    return ", ".join(sorted({*ITS_OWN, *KEPT} - {"param_names", "decoupled_weight_decay"}))
+
+
+def _check(old: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number of AdamW's that is none."""
+    check_learning_rate(old["lr"])
+    check_range("weight_decay", old["weight_decay"], 0.0)
+    betas = old["betas"]
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, got {betas!r}")
+    check_range("betas[0]", betas[0].item() if isinstance(betas[0], Tensor) else betas[0], 0.0, 1.0)
 
 
 def _group(old: Mapping[str, Any], factor: float) -> dict[str, Any]:
