@@ -62,11 +62,13 @@ def train_worker(config):
 
 def main(steps=20, storage="ray_results", workers=2):
     """Trains up to a step, from the last checkpoint in the storage on; returns Ray's result."""
+    if "://" not in str(storage):
+        storage = Path(storage).resolve()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"steps": steps},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
-        run_config=RunConfig(name="parabola", storage_path=str(Path(storage).resolve())),
+        run_config=RunConfig(name="parabola", storage_path=str(storage)),
     )
     return trainer.fit()
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import plain_pytorch
 import pytest
@@ -54,3 +55,13 @@ def test_resumes_with_the_same_bits(whole, tmp_path):
     half = ray_train.main(10, tmp_path)
     assert half.metrics["step"] == 9
     assert_same(state_of(ray_train.main(20, tmp_path)), state_of(whole))
+
+
+def test_the_storage_is_a_folder_or_an_address(tmp_path, monkeypatch):
+    def trainer_that_says(*_, run_config, **__):
+        return SimpleNamespace(fit=lambda: run_config.storage_path)
+
+    monkeypatch.setattr(ray_train, "TorchTrainer", trainer_that_says)
+    monkeypatch.chdir(tmp_path)
+    assert ray_train.main(storage="s3://bucket/folder") == "s3://bucket/folder"
+    assert ray_train.main(storage="here") == str(tmp_path.resolve() / "here")
