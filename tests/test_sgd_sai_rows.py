@@ -125,6 +125,14 @@ def test_save_load_continue_is_exact(row_dim, dtype):
     assert torch.equal(param, copied) and param.isfinite().all()
 
 
+def test_a_block_that_waits_is_saved_and_loaded():
+    param, optimizer = one()
+    list(follow(optimizer, param, [torch.zeros(6, 5)]))
+    _, resumed = one()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert not any(resumed.state.values())
+
+
 def test_a_loaded_state_shares_nothing():
     param, optimizer = one(-1)
     list(follow(optimizer, param, grads_of(steps=2)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nomadam.optimizers.adamw_pair import AdamWPair
 from nomadam.optimizers.options import check_range, check_seed
 from nomadam.optimizers.roles import Names, method_groups, role_groups
+from nomadam.optimizers.wide_state import restore_wide
 
 # Of the growth of a step's norm from one step to the next.
 LARGEST_GROWTH = 1.01
@@ -101,13 +102,8 @@ class ApolloMini(AdamWPair):
             state_dict: What `state_dict()` gave.
         """
         super().load_state_dict(state_dict)
-        indices = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, param in zip(indices, params, strict=True):
-            saved = state_dict["state"].get(i, {})
-            if "length" in saved:
-                for key in ("exp_avg", "exp_avg_sq", "length"):
-                    self.state[param][key] = saved[key].to(param.device, copy=True)
+        # Of APOLLO's matrices, which alone have a length; the others' moments are torch's.
+        restore_wide(self, state_dict, "length", "exp_avg", "exp_avg_sq")
 
     def _step_matrix(self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int) -> None:
         wide = torch.promote_types(param.dtype, torch.float32)

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from nomadam.numerics.moments import gsnr, moments
 from nomadam.optimizers.options import check_learning_rate, check_range
 from nomadam.optimizers.roles import Names, outputs_last, role_groups
+from nomadam.optimizers.wide_state import restore_wide
 
 
 class RowSGDSaI(Optimizer):
@@ -162,12 +163,7 @@ class RowSGDSaI(Optimizer):
             state_dict: What `state_dict()` gave.
         """
         super().load_state_dict(state_dict)
-        indices = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, param in zip(indices, params, strict=True):
-            if i in state_dict["state"]:
-                saved = state_dict["state"][i]["mean_square"]
-                self.state[param]["mean_square"] = saved.to(param.device, copy=True)
+        restore_wide(self, state_dict, "mean_square")
 
 
 def _row_shape(param: Tensor, row_dim: int) -> list[int]:
