@@ -64,24 +64,21 @@ def from_adamw(optimizer_or_config: Optimizer | Mapping[str, Any], *, lr: float)
         raise ValueError(f"lr must be above 0, got {lr}")
     groups, defaults, begun = _read(optimizer_or_config)
     for group in groups:
-        _check({**defaults, **group})
+        _check(group)
     reference = _reference(groups, defaults)
     if not reference > 0.0:
         raise ValueError(f"the default learning rate of AdamW must be above 0, got {reference}")
     factor = lr / reference
     further = [_further(group, defaults) for group in groups]
-    made = [
-        _group({**defaults, **group}, factor) | more
-        for group, more in zip(groups, further, strict=True)
-    ]
+    made = [_group(group, factor) | more for group, more in zip(groups, further, strict=True)]
     decay, momentum = float(defaults["weight_decay"]) / factor, float(defaults["betas"][0])
     optimizer = SGDSaI(made, lr=lr, weight_decay=decay, momentum=momentum)
-    _tell(made, groups, defaults, factor, begun)
+    _tell(made, groups, further, factor, begun)
     return optimizer
 
 
 def _read(given: Any) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
-    """The groups, the defaults, and whether there is a state that is left behind."""
+    """The groups, complete, the defaults, and whether there is a state that is left behind."""
     if isinstance(given, Optimizer):
         named = any("adam" in cls.__name__.lower() for cls in type(given).__mro__)
         if not named or "betas" not in given.defaults:
@@ -107,7 +104,7 @@ def _read(given: Any) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
     defaults = {"betas": (0.9, 0.999), "weight_decay": 1e-2, **given}
     params = list(defaults.pop("params"))
     groups = params if params and isinstance(params[0], dict) else [{"params": params}]
-    return groups, defaults, False
+    return [{**defaults, **group} for group in groups], defaults, False
 
 
 def _reference(groups: list[dict[str, Any]], defaults: Mapping[str, Any]) -> float:
@@ -155,28 +152,23 @@ def _further(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 def _tell(
     made: list[dict[str, Any]],
     groups: list[dict[str, Any]],
-    defaults: Mapping[str, Any],
+    further: list[dict[str, Any]],
     factor: float,
     begun: bool,
 ) -> None:
     lines = [f"learning rates times {factor:g}, weight decays divided by it, momentum = betas[0]"]
     for index, (new, old) in enumerate(zip(made, groups, strict=True)):
-        before = {**defaults, **old}
         lines.append(
-            f"group {index}: lr {_number(before['lr']):g} -> {_number(new['lr']):g}, weight_decay "
-            f"{before['weight_decay']:g} -> {new['weight_decay']:g}"
+            f"group {index}: lr {float(old['lr']):g} -> {float(new['lr']):g}, weight_decay "
+            f"{old['weight_decay']:g} -> {new['weight_decay']:g}"
         )
     dropped = ["betas[1]", "eps"]
     options = ("amsgrad", "capturable", "fused")
-    dropped += [k for k in options if defaults.get(k) or any(group.get(k) for group in groups)]
+    dropped += [key for key in options if any(group.get(key) for group in groups)]
     lines.append(f"dropped: {', '.join(dropped)}")
-    further = dict.fromkeys(key for group in groups for key in _further(group, defaults))
-    if further:
-        lines.append(f"kept as they are: {', '.join(further)}")
+    kept = dict.fromkeys(key for more in further for key in more)
+    if kept:
+        lines.append(f"kept as they are: {', '.join(kept)}")
     if begun:
         lines.append("AdamW's moments stay behind: gains are measured at the next step")
     LOGGER.warning("from AdamW to SGDSaI:\n  %s", "\n  ".join(lines))
-
-
-def _number(value: float | Tensor) -> float:
-    return float(value)
