@@ -47,14 +47,19 @@ def joining(slots: Sequence[Slot], states: Mapping[Any, Any]) -> list[Slot]:
     """
     found = []
     for slot in slots:
-        param: Any = slot.param
-        frozen = not param.requires_grad and param.grad is None
-        if is_sharded(param) and shard_dims(param) and param.numel() and not frozen:
+        if is_sharded(slot.param):
             state, group = states.get(slot.param, {}), slot.group
             lacks = group["momentum"] != 0.0 and state.get("momentum_buffer") is None
-            if lacks or not is_measured(state) or is_refreshed(group):
+            waits = lacks or not is_measured(state) or is_refreshed(group)
+            # Looked at last: once all are measured a step is to cost nothing here.
+            if waits and _comes_in_parts(slot.param):
                 found.append(slot)
     return found
+
+
+def _comes_in_parts(param: Any) -> bool:
+    frozen = not param.requires_grad and param.grad is None
+    return not frozen and param.numel() > 0 and bool(shard_dims(param))
 
 
 def placed_rows(row: Row, whole: Any) -> list[Row]:
