@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nomadam import terminal
-from nomadam.command_options import Cache, Json, Traceback, option, out_option
+from nomadam.command_options import FAILED, FINISHED, Cache, Json, Traceback, option, out_option
 from nomadam.durable_files import write_atomically, write_json
 from nomadam.progress import NoProgress
 
@@ -18,7 +18,6 @@ Examples:
   nomadam claims --setting vit --setting resnet18
 
 """
-FINISHED, FAILED = 0, 1
 
 
 def claims(

@@ -20,6 +20,11 @@ except ImportError:
 
 from nomadam import claims_command, compare_command, profile_command, terminal, tune_command
 from nomadam.command_options import (
+    BAD_INPUT,
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
     NAME,
     Again,
     Assignments,
@@ -40,8 +45,6 @@ from nomadam.progress import Progress
 if TYPE_CHECKING:
     from nomadam.experiments.configuration import Run
     from nomadam.experiments.study import Study
-
-FINISHED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = """\b
 Exit codes:

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+# What a command ends with.
+FINISHED, FAILED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
 
 class Device(StrEnum):
     """Where to train."""

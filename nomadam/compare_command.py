@@ -9,6 +9,10 @@ import typer
 
 from nomadam import terminal
 from nomadam.command_options import (
+    BAD_INPUT,
+    DIVERGED,
+    FAILED,
+    FINISHED,
     NAME,
     Again,
     Assignments,
@@ -39,7 +43,6 @@ Examples:
   nomadam compare gpt2_pretraining.demo --tuned runs/tune-gpt2_pretraining.demo-*
 
 """
-FINISHED, FAILED, BAD_INPUT, DIVERGED = 0, 1, 2, 3
 
 
 def compare(

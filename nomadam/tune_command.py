@@ -8,6 +8,9 @@ import typer
 
 from nomadam import terminal
 from nomadam.command_options import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
     NAME,
     Assignments,
     Cache,
@@ -30,7 +33,6 @@ Examples:
   nomadam compare gpt2_pretraining.demo --tuned runs/tune-gpt2_pretraining.demo-* --seeds 5
 
 """
-FINISHED, FAILED, DIVERGED = 0, 1, 3
 
 
 def tune(
