@@ -10,7 +10,7 @@ from goals import goals_table
 from trainers_table import trainers_table
 
 from nomadam.experiments.cost.models import on_meta
-from nomadam.experiments.cost.sharding import LARGE_MODELS, STORAGES, bytes_held
+from nomadam.experiments.cost.sharding import LARGE_MODELS, STORAGES, bytes_held, update_bytes
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
 DEVICES = ("cpu", "cuda")
@@ -355,8 +355,10 @@ def memory_of_ranks(_: Results) -> str:
         model = on_meta(make)
         for storage in STORAGES:
             sizes = [bytes_held(model, storage, world) / 2**30 for world in worlds]
-            lines.append([f"{name}, {storage.label}", *(number(size, 1) for size in sizes)])
-    return table(["GiB a rank, ranks:", *map(str, worlds)], lines)
+            moved = number(update_bytes(1, storage), 1)
+            lines.append([f"{name}, {storage.label}", *(number(x, 1) for x in sizes), moved])
+    heads = ["GiB a rank, ranks:", *map(str, worlds), "an update moves, bytes a parameter"]
+    return table(heads, lines)
 
 
 def trainers(_: Results) -> str:
