@@ -168,6 +168,27 @@ def low_precision_gives_the_same_bits():
                 )
 
 
+def complex_blocks_give_the_same_bits():
+    shapes = {"wide": (32, 128), "odd": (12, 5, 64), "small": (5, 3)}
+    for options in (
+        {"momentum_dtype": torch.bfloat16, "momentum": 0.9},
+        {"momentum_dtype": "int8"},
+        {"rounding": "stochastic", "momentum_dtype": torch.bfloat16},
+    ):
+        options |= {"gain": 3.0, "fused": False, "foreach": True}
+        against_one_process(
+            line(), [Shard(0)], exact=True, shapes=shapes, dtype=torch.complex64, **options
+        )
+
+
+def a_line_of_one_process_keeps_what_one_process_keeps():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1))
+    shapes = {"odd": (90, 64), "conv": (64, 64, 3, 3), "vector": (5000,)}
+    against_one_process(
+        mesh, [Replicate(), Shard(0)], exact=True, shapes=shapes, gain=3.0, momentum_dtype="int8"
+    )
+
+
 def two():
     return dist.get_world_size() == 2
 
@@ -372,6 +393,8 @@ LINE = (
     replicas_change_nothing,
     columns_give_what_one_process_gives,
     low_precision_gives_the_same_bits,
+    complex_blocks_give_the_same_bits,
+    a_line_of_one_process_keeps_what_one_process_keeps,
     scales_that_would_be_cut_are_not_kept,
     a_step_talks_once_and_then_never,
     a_gradient_that_is_missing_somewhere_is_waited_for,

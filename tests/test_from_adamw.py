@@ -163,6 +163,13 @@ def test_what_others_have_put_into_a_group_is_kept_and_told(caplog):
     assert "kept as they are: lr_scale, group_name" in caplog.text
 
 
+def test_a_group_of_a_configuration_may_be_one_tensor():
+    model = net()
+    weight = next(model.parameters())
+    made = nomadam.from_adamw({"params": [{"params": weight, "lr": 1e-4}], "lr": 1e-3}, lr=1e-2)
+    assert made.param_groups[0]["params"] == [weight]
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -197,6 +204,7 @@ def test_a_rate_out_of_range_is_refused(lr):
     ("given", "error", "words"),
     [
         (torch.optim.SGD(net().parameters(), lr=0.1), TypeError, "must be an AdamW, got SGD"),
+        (torch.optim.SparseAdam(net().parameters()), TypeError, "an AdamW, got SparseAdam"),
         ("adamw", TypeError, "must be an AdamW, got str"),
         ({"lr": 1e-3}, ValueError, "must have 'params'"),
         ({"params": [torch.zeros(2)]}, ValueError, "must have 'lr'"),

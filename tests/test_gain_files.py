@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +33,23 @@ def test_every_bit_comes_back(tmp_path, suffix):
     assert load_gains(str(path)) == GAINS
     assert all(type(gain) is float for gain in load_gains(path).values())
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@both
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path, suffix):
+    path = tmp_path / f"gains{suffix}"
+    save_gains({"a": np.float32(0.5), "b": torch.tensor(2.0), "c": np.int64(3)}, path)
+    assert load_gains(path) == {"a": 0.5, "b": 2.0, "c": 3.0}
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "half\ud800"])
+def test_names_that_a_file_can_not_hold_are_refused(tmp_path, name):
+    path = tmp_path / "gains.safetensors"
+    with pytest.raises(ValueError, match="can not hold these names"):
+        save_gains({name: 1.0}, path)
+    assert not path.exists()
+    save_gains({name: 1.0}, tmp_path / "gains.json")
+    assert load_gains(tmp_path / "gains.json") == {name: 1.0}
 
 
 @both

@@ -324,6 +324,25 @@ def test_a_step_that_changes_nothing_uses_no_draw(fused):
     assert_equal(*found)
 
 
+def test_state_made_before_the_first_step_uses_no_draw_and_no_turn():
+    # as torch's distributed checkpoints make it
+    found = []
+    for made_before in (True, False):
+        params = [torch.ones(64, 64, dtype=torch.bfloat16)]
+        optimizer = SGDSaI(params, rounding="stochastic", momentum_dtype="int8", refresh=2)
+        if made_before:
+            group = optimizer.param_groups[0]
+            rate, group["lr"] = group["lr"], 0.0
+            take(optimizer, params, [torch.zeros_like(params[0])])
+            group["lr"] = rate
+        for grads in gradients([("", params[0])], 4):
+            take(optimizer, params, grads)
+        found.append(tensors(optimizer, [("", params[0])]))
+        group = optimizer.param_groups[0]
+        assert (group["rounding_step"], group["refresh_step"]) == (4, 4)
+    assert_equal(*found)
+
+
 def test_a_compensation_is_loaded_in_the_order_of_its_parameter():
     saved = trained(torch.bfloat16, rounding="kahan", momentum_dtype="int8")[0].state_dict()
     index = list(SHAPES).index("matrix")

@@ -81,7 +81,7 @@ def _read(given: Any) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
     """The groups, complete, the defaults, and whether there is a state that is left behind."""
     if isinstance(given, Optimizer):
         named = any("adam" in cls.__name__.lower() for cls in type(given).__mro__)
-        if not named or "betas" not in given.defaults:
+        if not named or not {"betas", "weight_decay"} <= set(given.defaults):
             raise TypeError(f"optimizer_or_config must be an AdamW, got {type(given).__name__}")
         for group in given.param_groups:
             coupled = "adamw" not in type(given).__name__.lower()
@@ -131,7 +131,7 @@ def _check(old: Mapping[str, Any]) -> None:
 
 def _group(old: Mapping[str, Any], factor: float) -> dict[str, Any]:
     names = old.get("param_names")
-    params = list(old["params"])
+    params = [old["params"]] if isinstance(old["params"], Tensor) else list(old["params"])
     new = {
         "params": list(zip(names, params, strict=True)) if names else params,
         "lr": old["lr"] * factor,

@@ -44,7 +44,13 @@ def save_gains(gains: Mapping[str, float], path: str | Path) -> None:
         write_json(path, checked)
     else:
         tensors = {name: torch.tensor(g, dtype=torch.float64) for name, g in checked.items()}
-        write_atomically(path, _safetensors().save(tensors))
+        library = _safetensors()
+        try:
+            content = library.save(tensors)
+            library.load(content)
+        except Exception as error:  # a name that means something else there, or is no text
+            raise ValueError(f"{path}: safetensors can not hold these names: {error}") from error
+        write_atomically(path, content)
 
 
 def load_gains(path: str | Path) -> dict[str, float]:
@@ -121,9 +127,15 @@ def _checked(gains: Any, path: Path) -> dict[str, float]:
             f"{path}: gains must have names, not {unnamed[0]!r}; build the optimizer from "
             "named_parameters()"
         )
-    wrong = [
-        f"{name}: {gain!r}" for name, gain in gains.items() if not (is_number(gain) and gain > 0)
-    ]
+    found = {name: _plain(gain) for name, gain in gains.items()}
+    wrong = [f"{name}: {x!r}" for name, x in found.items() if not (is_number(x) and x > 0)]
     if wrong:
-        raise ValueError(f"{path}: gains must be finite and above 0, got {', '.join(wrong)}")
-    return {name: float(gain) for name, gain in gains.items()}
+        raise ValueError(
+            f"{path}: gains must be numbers, finite and above 0, got {', '.join(wrong)}"
+        )
+    return {name: float(gain) for name, gain in found.items()}
+
+
+def _plain(gain: Any) -> Any:
+    """A number of NumPy or a tensor without dimensions as one of Python."""
+    return gain.item() if hasattr(gain, "item") and getattr(gain, "shape", None) == () else gain

@@ -15,6 +15,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
     Plan,
     Slot,
     divisor,
+    is_at_rest,
     is_measured,
     learning_rate,
 )
@@ -308,6 +309,9 @@ class SGDSaI(Optimizer):
     def _advance(self, keep: Tensor | None = None) -> None:
         """Ends a step: the next one draws other bits, unless this one changed nothing."""
         for group in self.param_groups:
+            known = (is_measured(self.state.get(param, {})) for param in group["params"])
+            if is_at_rest(group) and not any(known):
+                continue  # a step that was to make the state and changed nothing
             step, taken = group["rounding_step"], 1 if keep is None else keep
             if isinstance(step, Tensor) and keep is not None:
                 taken = keep.to(step.device)

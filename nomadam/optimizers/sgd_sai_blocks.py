@@ -69,6 +69,12 @@ def learning_rate(group: dict[str, Any], compiling: bool) -> float | Tensor:
     return lr.reshape(()) if compiling or on_device or group["differentiable"] else lr.item()
 
 
+def is_at_rest(group: Mapping[str, Any]) -> bool:
+    """Whether the rate is known to be 0 without reading a device."""
+    lr = group["lr"]
+    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0.0
+
+
 def is_measured(state: Mapping[str, Any]) -> bool:
     """Whether a block has its gain: 0, or nothing, stands for not yet."""
     return "gsnr" in state and float(state["gsnr"]) > 0.0

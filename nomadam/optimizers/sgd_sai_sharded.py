@@ -74,7 +74,9 @@ def placed_rows(row: Row, whole: Any) -> list[Row]:
     scale = row.momentum_scale
     scale = None if scale is None else scale.view(scale_shape(shape))
     pieces = []
-    for index, first in runs(whole.shape, shape, offsets(whole)):
+    pair = shape[len(whole.shape) :]  # of a complex element
+    start = (*offsets(whole), *(0 for _ in pair))
+    for index, first in runs((*whole.shape, *pair), shape, start):
         views = {
             name: None if tensor is None else tensor[index]
             for name, tensor in (

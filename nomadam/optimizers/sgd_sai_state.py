@@ -77,12 +77,15 @@ def scale_shape(shape: Sequence[int]) -> list[int]:
 
 def keeps_scales_whole(param: Any) -> bool:
     """Whether no scale of a sharded block has elements of two parts of it."""
-    in_rows = math.prod(param.shape[1:]) % BLOCK == 0
+    shape = (*param.shape, 2) if param.is_complex() else param.shape
+    in_rows = math.prod(shape[1:]) % BLOCK == 0
     cut = shard_dims(param)
     for dim in cut:
         d = param.placements[dim].dim % param.ndim
-        size, inner = param.shape[d], math.prod(param.shape[d + 1 :])
+        size, inner = shape[d], math.prod(shape[d + 1 :])
         num_parts = param.device_mesh.size(dim)
+        if num_parts == 1 and d == 0:
+            continue
         part = -(-size // num_parts) * inner
         if d > 0 and (size * inner % BLOCK or part % BLOCK):
             return False
