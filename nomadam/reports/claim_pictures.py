@@ -31,15 +31,17 @@ def draw_claims(kept: Path, finals: Collection[int], out: Path) -> list[Picture]
     for setting in sorted(path for path in kept.iterdir() if path.is_dir()):
         figures = out / setting.name
         studied = sorted(path.parent for path in setting.glob(f"*/{FILE}"))
-        runs = {path.parent: read_run(path.parent).seed for path in setting.glob("*/run.json")}
-        if not studied and not runs:
+        folders = sorted(path.parent for path in setting.glob("*/run.json"))
+        if not folders:
             continue
         figures.mkdir(parents=True, exist_ok=True)
         if studied:
             pictures += draw_gain_curves(studied[0], figures)
             continue
-        last = sorted(folder for folder, seed in runs.items() if seed in finals)
-        trials = sorted(folder for folder, seed in runs.items() if seed not in finals)
+        # By optimizer, for one to have the same colour wherever the arms are the same.
+        runs = sorted(map(read_run, folders), key=lambda run: run.optimizer)
+        last = [run.folder for run in runs if run.seed in finals]
+        trials = [run.folder for run in runs if run.seed not in finals]
         if not trials:
             pictures += draw_grids(read_comparison(last), figures)
             continue

@@ -187,16 +187,17 @@ def paler(color: str) -> str:
     return "#" + "".join(f"{round((part + 4 * 255) / 5):02x}" for part in parts)
 
 
-def plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any, widest: float = 3000) -> None:
     """Write the numbers of a logarithmic axis as 0.001 or 3e-05, with a few within each decade.
 
     Args:
         axis: its limits stand already.
+        widest: ratio of the limits from which on a decade has one number.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    steps = (1.0, 3.0) if high < 3000 * low else (1.0,)
+    steps = (1.0, 3.0) if high < widest * low else (1.0,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

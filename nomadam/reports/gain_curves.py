@@ -115,7 +115,7 @@ def _grid(figure: Any, panels: Mapping[str, list[Block]]) -> dict[str, Any]:
     for above in axes[max(0, len(panels) - COLUMNS) : len(panels)]:
         above.tick_params(labelbottom=True)
     for name, one in zip(panels, axes, strict=False):
-        one.set_title(shown(name, 27), fontsize=7.5, fontweight="normal")
+        one.set_title(shown(name, 23), fontsize=7.5, fontweight="normal")
         one.tick_params(labelsize=7.5)
     return dict(zip(panels, axes, strict=False))
 
@@ -160,7 +160,7 @@ def _over_steps(
                 axes.plot(steps, block.gains, color=color, linewidth=1.2, marker=".", markersize=3)
             axes.set_xscale("log")
             _level(axes, panels[panel], [block.gains for block in panels[panel]])
-            plain_ticks(axes.xaxis)
+            plain_ticks(axes.xaxis, widest=200)
             axes.tick_params(labelsize=7.5)
         _finish(figure, labels, deepest, "step", "gain (a factor, no unit)")
 
