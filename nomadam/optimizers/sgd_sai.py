@@ -310,13 +310,13 @@ class SGDSaI(Optimizer):
         """Ends a step: the next one draws other bits, unless this one changed nothing."""
         for group in self.param_groups:
             known = (is_measured(self.state.get(param, {})) for param in group["params"])
-            if is_at_rest(group) and not any(known):
-                continue  # a step that was to make the state and changed nothing
+            # A step that was to make the state and changed nothing is none.
+            counts = not is_at_rest(group) or any(known)
             step, taken = group["rounding_step"], 1 if keep is None else keep
             if isinstance(step, Tensor) and keep is not None:
                 taken = keep.to(step.device)
-            group["rounding_step"] += taken  # in place where it is kept on the device
-            group["refresh_step"] += group["refresh"] is not None
+            group["rounding_step"] += taken * counts  # in place where it is kept on the device
+            group["refresh_step"] += counts and group["refresh"] is not None
 
     @torch._disable_dynamo
     def _prepare(
