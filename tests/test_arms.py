@@ -405,13 +405,15 @@ def test_a_seed_out_of_range_is_an_error(seed):
                     seed=seed)  # fmt: skip
 
 
-def test_equal_gains_are_one_number_and_sgdm_at_another_rate():
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_equal_gains_are_one_number_and_sgdm_at_another_rate(decay):
     steps = random_steps(5)
-    model, optimizer = trained("sgd_sai_equal", steps, lr=1e-2, weight_decay=0.0)
+    model, optimizer = trained("sgd_sai_equal", steps, lr=1e-2, weight_decay=decay)
     (number,) = set(optimizer.gains().values())
     logs = [0.5 * math.log(p.numel()) for p in model.parameters()]
     assert number == pytest.approx(math.exp(sum(logs) / len(logs)))
-    same, _ = trained("sgdm_decoupled", steps, lr=1e-2 * number, weight_decay=0.0)
+    rate = 1e-2 * number
+    same, _ = trained("sgdm_decoupled", steps, lr=rate, weight_decay=decay / number)
     agree(values(model.parameters()), values(same.parameters()))
     with pytest.raises(ValueError, match="elements"):
         equal_gain([{"params": [torch.ones(0)]}])
