@@ -7,7 +7,7 @@ import pytest
 
 from nomadam.cli import main
 from nomadam.experiments.claim_evidence import Evidence
-from nomadam.experiments.claim_runs import Places, is_ready, next_run
+from nomadam.experiments.claim_runs import Places, final_runs, is_ready, next_run
 from nomadam.experiments.claim_settings import (
     SECOND_SEED,
     SEEDS,
@@ -202,6 +202,25 @@ def test_arms_are_listed_with_what_they_were_tuned_to(places):
     assert first["trials"] == TRIALS and first["seeds"] == len(SEEDS)
     assert set(first["values"]) == {"lr", "weight_decay"}
     assert first["to_adamw_percent"][0] == pytest.approx(-2.0, abs=0.01)
+
+
+def test_rates_stand_beside_the_gradients_that_were_seen(places):
+    setting = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, setting, {"adamw": 5.0, "sgd_sai": 5.0})
+    assert verdicts(found(places, setting)[1])["rates"] == {}  # nothing is known of gradients
+    norms = iter([0.5, 0.25, 0.5, 3.0, 3.0])  # 3 is clipped to 1
+    for run in final_runs(places, setting, "sgd_sai"):
+        folder = places.folder(setting, run)
+        record = {"step": 50, "validation_loss": 5.0, "grad_norm": next(norms)}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        blocks = {str(i): {"gain": 1.0} for i in range(16)}
+        (folder / "gains.json").write_text(json.dumps({"format": 1, "blocks": blocks}))
+    page = verdicts(found(places, setting)[1])
+    rates = page["rates"]["gpt2"]
+    assert (rates["gradient_norm"], rates["blocks"], rates["expected"]) == (0.5, 16, 8.0)
+    # The best rate is as far up in the range of each.
+    assert rates["ratio"] == pytest.approx(10.0)
+    assert "| gpt2 |" in claims_page(page).split("### The learning rates")[1]
 
 
 def test_pages_hold_verdicts_alone_in_their_cells(places):

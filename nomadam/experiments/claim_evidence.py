@@ -3,12 +3,14 @@
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nomadam.experiments.claim_runs import Places, final_runs, tuned
 from nomadam.experiments.claim_settings import AT_THE_VALUES_OF, SEEDS, SETTINGS, Setting, with_seed
+from nomadam.experiments.configuration import Run
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
 
@@ -78,14 +80,22 @@ class Evidence:
 
     def early(self, setting: str, optimizer: str, step: int) -> Finals:
         """The validation loss of the finals of an arm at an earlier step."""
-        chosen, found = self.settings[setting], {}
+        found = {}
+        for run, _, records in self.records(setting, optimizer):
+            losses = {record["step"]: record["validation_loss"] for record in records}
+            found[run.seed] = losses.get(step)
+        return found
+
+    def records(
+        self, setting: str, optimizer: str
+    ) -> Iterator[tuple[Run, Path, list[dict[str, Any]]]]:
+        """The finals of an arm, their folders, and what is kept of ``metrics.jsonl``."""
+        chosen = self.settings[setting]
         for run in final_runs(self.places, chosen, optimizer):
             if self.places.result(chosen, run) is not None:
-                kept = self.places.folder(chosen, run) / "metrics.jsonl"
-                records = map(json.loads, kept.read_text(encoding="utf-8").splitlines())
-                losses = {record["step"]: record["validation_loss"] for record in records}
-                found[run.seed] = losses.get(step)
-        return found
+                folder = self.places.folder(chosen, run)
+                lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                yield run, folder, [json.loads(line) for line in lines]
 
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
         """What the tuning of an arm has found so far; of one without, that of its source."""

@@ -20,6 +20,7 @@ from nomadam.experiments.claim_findings import (
     robust,
     slower_early,
 )
+from nomadam.experiments.claim_rates import rates_of
 from nomadam.experiments.claim_settings import (
     CANDIDATES,
     FIRST_STAGE_SECONDS,
@@ -306,7 +307,7 @@ def verdicts(evidence: Evidence) -> dict[str, Any]:
 
     Returns:
         ``claims``, rows with ``name``, ``kind``, ``statement``, ``protocol``, ``paper``, ``ours``,
-        ``n`` and ``verdict``; ``arms``, rows by setting; and ``budget``.
+        ``n`` and ``verdict``; ``arms``, rows by setting; ``rates`` by setting; and ``budget``.
     """
     rows = []
     for claim in CLAIMS:
@@ -319,6 +320,11 @@ def verdicts(evidence: Evidence) -> dict[str, Any]:
         "format": FORMAT,
         "claims": rows,
         "arms": {setting.name: arms_of(evidence, setting) for setting in tuned},
+        "rates": {
+            setting.name: rates
+            for setting in tuned
+            if (rates := rates_of(evidence, setting)) is not None
+        },
         "left_out": LEFT_OUT,
         "budget": budget(tuple(evidence.settings.values())),
     }

@@ -17,7 +17,8 @@ def claims_page(found: Mapping[str, Any]) -> str:
     """All tables under their headings, in Markdown.
 
     Args:
-        found: ``claims``, ``arms`` and ``budget``, as `nomadam.experiments.claims` makes them.
+        found: ``claims``, ``arms``, ``rates`` and ``budget``, as `nomadam.experiments.claims`
+            makes them.
     """
     parts = []
     for kind, heading in HEADINGS.items():
@@ -27,6 +28,8 @@ def claims_page(found: Mapping[str, Any]) -> str:
     parts += ["### The arms", _arms_text(found["budget"]), _left_out(found)]
     for setting, arms in found["arms"].items():
         parts += [f"`{setting}`:", _arms_table(arms)]
+    if found["rates"]:
+        parts += ["### The learning rates", _rates_text(), _rates_table(found["rates"])]
     parts += ["### The budget", _budget_text(found["budget"]), _budget_table(found["budget"])]
     return "\n\n".join(part for part in parts if part)
 
@@ -142,6 +145,30 @@ def _against(arm: Mapping[str, Any]) -> str:
 def _diverged(arm: Mapping[str, Any]) -> str:
     trials = f"{arm['trials_diverged']} of {arm['trials']} trials"
     return f"{trials}, {arm['seeds_diverged']} of {arm['seeds']}"
+
+
+def _rates_text() -> str:
+    return (
+        "A step of AdamW moves a block of N elements by about lr · √N, one of SGD-SaI by lr · √N "
+        "times the norm of the block's gradient. If B blocks share the norm G of the whole one "
+        "alike, equal steps need rates in the ratio √B / G. G is the median over the finals of "
+        "SGD-SaI, after clipping. Seen afterwards, and no claim."
+    )
+
+
+def _rates_table(rates: Mapping[str, Mapping[str, Any]]) -> str:
+    heads = ["setting", "AdamW", "SGD-SaI", "ratio", "G", "B", "√B / G", "ratio / (√B / G)"]
+    cells = [
+        [
+            setting,
+            *(f"{row[key]:.3g}" for key in ("adamw", "sgd_sai", "ratio", "gradient_norm")),
+            str(row["blocks"]),
+            f"{row['expected']:.3g}",
+            f"{row['ratio'] / row['expected']:.2g}",
+        ]
+        for setting, row in rates.items()
+    ]
+    return markdown_table(heads, cells, left=(0,))
 
 
 def _budget_text(budget: Mapping[str, Any]) -> str:
