@@ -167,6 +167,16 @@ def test_robust_is_wide_and_high(places, wider, verdict):
     assert "1.81" in answer.ours and "0.60" in answer.ours
 
 
+def test_a_cell_that_has_learnt_nothing_counts_as_diverged(places):
+    grid = BY_NAME["resnet18_grid"]
+    ours = [cell for cell in grid.cells() if cell.optimizer.name == "sgd_sai"]
+    for i, cell in enumerate(ours):
+        result = {"validation_loss": 2.3 + 0.1 * (i == 0), "validation_accuracy": 0.4}
+        keep(places, grid, replace(cell, seed=1), result)
+    (cells,) = found(places)[1].cells(grid.name, "sgd_sai", "validation_accuracy", 0.1).values()
+    assert sorted(cells.values()) == [0.1] + [0.4] * (len(ours) - 1)
+
+
 @pytest.mark.parametrize(("drift", "verdict"), [(0.01, "held"), (0.3, "not held")])
 def test_gains_are_constant_on_all_three_models(places, drift, verdict):
     for name in ("gains_gpt2", "gains_vit", "gains_resnet18"):

@@ -13,6 +13,7 @@ from nomadam.experiments.claim_settings import AT_THE_VALUES_OF, SEEDS, SETTINGS
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
+from nomadam.runs import RunFolder
 
 # Seed to learning rate and decay to the number; None where the training diverged.
 Cells = Mapping[int, Mapping[tuple[float, float], float | None]]
@@ -112,6 +113,12 @@ class Evidence:
             trials=len(found.trials),
         )
 
+    def seconds(self, setting: str) -> float:
+        """By the clock, of all that is kept of a setting, trials and finals."""
+        results = (self.places.kept / setting).glob("*/result.json")
+        known = (RunFolder(path.parent).read_result() or {} for path in results)
+        return sum(result.get("seconds") or 0.0 for result in known)
+
     def cells(self, setting: str, optimizer: str, measure: str, diverged: float | None) -> Cells:
         """A number of every cell of a grid, by seed; seeds with a missing cell are left out.
 
@@ -132,7 +139,10 @@ class Evidence:
             }
             if all(result is not None for result in results.values()):
                 found[seed] = {
-                    cell: result[measure] if result["status"] == "finished" else diverged
+                    cell: result[measure]
+                    if result["status"] == "finished"
+                    and result["validation_loss"] <= chosen.worst_loss
+                    else diverged
                     for cell, result in results.items()
                     if result is not None
                 }

@@ -85,16 +85,20 @@ def _limits() -> str:
         "tunings, nor texts or images, nor a correction for the number of rows. Rates and decays "
         "are chosen on the held-out data that decides. LoRA starts from one first stage for all "
         "seeds. Top-1 of ResNet-18 and ViT is near its ceiling on digits: one point is 6 images. "
-        "A training whose final loss is above that of knowing nothing counts as diverged."
+        "A training whose final loss is above that of knowing nothing counts as diverged. An arm "
+        "with three fields to search had no more trials than one with one. That the gains of "
+        "matrices are constant is nearly arithmetic: a gain is √(N − 1) wherever the mean of the "
+        "N entries is small beside their spread; drift is that of single batches, noise and all."
     )
 
 
 def _arms_text(budget: Mapping[str, Any]) -> str:
     tuned = next(row for row in budget["rows"] if row["trials"])
     return (
-        f"Each arm was tuned in {tuned['trials']} trainings: quasi-random ones in the ranges that "
-        "its row of the table of optimizers declares (or what the form below says), two around "
-        "the best, all with one seed, and the best three again with another; the best mean was "
+        f"Each arm was tuned in {tuned['trials']} trainings: nine trials with one seed, seven of "
+        "them quasi-random in the ranges that its row of the table of optimizers declares (or "
+        "what the form below says), two around the best; and the best three again with another "
+        "seed. The best mean was "
         f"taken. It was then trained with {tuned['seeds']} other seeds, whose mean stands here. "
         "*To AdamW* is the mean of the paired differences in per cent of AdamW's loss, with its "
         "95 % interval. An arrow stands at a best value beyond which nothing was tried."
@@ -143,8 +147,10 @@ def _against(arm: Mapping[str, Any]) -> str:
 
 
 def _diverged(arm: Mapping[str, Any]) -> str:
-    trials = f"{arm['trials_diverged']} of {arm['trials']} trials"
-    return f"{trials}, {arm['seeds_diverged']} of {arm['seeds']}"
+    seeds = f"{arm['seeds_diverged']} of {arm['seeds']}"
+    if arm["at_the_values_of"]:
+        return seeds
+    return f"{arm['trials_diverged']} of {arm['trials']} trials, {seeds}"
 
 
 def _rates_text() -> str:
@@ -173,7 +179,11 @@ def _rates_table(rates: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _budget_text(budget: Mapping[str, Any]) -> str:
     hours, allowed = (budget[key] / 3600 for key in ("core_seconds", "allowed"))
-    return f"{hours:.1f} hours of one core in all, of {allowed:.0f} that were set for it."
+    took = budget["spent"] / 3600
+    return (
+        f"Planned: {hours:.1f} hours of one core, of {allowed:.0f} that were set for it. What is "
+        f"kept took {took:.1f} by the clock, with other work on the machine beside it."
+    )
 
 
 def _budget_table(budget: Mapping[str, Any]) -> str:
