@@ -1,7 +1,9 @@
 """The digits' diffusion, made small: two stages that go on exactly, and who judges them."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +231,21 @@ def test_the_frechet_distance_of_few_or_constant_features_is_finite_and_none_fro
     for bad in (few[:1], few[:, :7], few[0], np.full_like(few, np.nan)):
         with pytest.raises(ValueError, match="features"):
             frechet_distance(few, bad)
+
+
+def test_the_demonstration_is_large_enough():
+    """The trainings behind docs/studies.md: digits that are digits, and a loss that LoRA lowers."""
+    results = Path(__file__).parents[1] / "results"
+    first, before = (
+        json.loads(next(results.glob(f"diffusion_first_stage/{name}/result.json")).read_text())
+        for name in ("diffusion.pretrain-*", "diffusion.demo-before")
+    )
+    assert first["recognised"] > 0.8
+    lowest = min(
+        json.loads(path.read_text())["validation_loss"]
+        for path in results.glob("claims/diffusion/*/result.json")
+    )
+    assert lowest < 0.9 * before["validation_loss"]
 
 
 def test_the_judge_knows_digits_from_noise_and_from_other_digits(zeros, monkeypatch):
