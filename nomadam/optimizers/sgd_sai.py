@@ -15,7 +15,7 @@ from nomadam.optimizers.sgd_sai_blocks import (
     Plan,
     Slot,
     divisor,
-    is_at_rest,
+    is_a_step,
     is_measured,
     learning_rate,
 )
@@ -283,9 +283,8 @@ class SGDSaI(Optimizer):
         """Every block's place, and what they decide together: found once a step."""
         refuse_flat(self.param_groups, self._shapes)
         slots = self._slots()
-        params = [slot.param for slot in slots]
         # Elements of a temporary: four in float32 are 0.8 % of bfloat16 parameters.
-        numel = sum(param.numel() for param in params)
+        numel = sum(slot.param.numel() for slot in slots)
         return slots, Plan(
             numel,
             limit=max(2**15, numel // 1000),
@@ -309,12 +308,10 @@ class SGDSaI(Optimizer):
     def _advance(self, keep: Tensor | None = None) -> None:
         """Ends a step: the next one draws other bits, unless this one changed nothing."""
         for group in self.param_groups:
-            known = (is_measured(self.state.get(param, {})) for param in group["params"])
-            # A step that was to make the state and changed nothing is none.
-            counts = not is_at_rest(group) or any(known)
             step, taken = group["rounding_step"], 1 if keep is None else keep
             if isinstance(step, Tensor) and keep is not None:
                 taken = keep.to(step.device)
+            counts = is_a_step(group, self.state)
             group["rounding_step"] += taken * counts  # in place where it is kept on the device
             group["refresh_step"] += counts and group["refresh"] is not None
 

@@ -69,15 +69,18 @@ def learning_rate(group: dict[str, Any], compiling: bool) -> float | Tensor:
     return lr.reshape(()) if compiling or on_device or group["differentiable"] else lr.item()
 
 
-def is_at_rest(group: Mapping[str, Any]) -> bool:
-    """Whether the rate is known to be 0 without reading a device."""
-    lr = group["lr"]
-    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0.0
-
-
 def is_measured(state: Mapping[str, Any]) -> bool:
     """Whether a block has its gain: 0, or nothing, stands for not yet."""
     return "gsnr" in state and float(state["gsnr"]) > 0.0
+
+
+def is_a_step(group: Mapping[str, Any], states: Mapping[Any, Any]) -> bool:
+    """Whether a step counts: not one at rate 0 that was to make the state and measured nothing."""
+    lr = group["lr"]
+    on_host = not isinstance(lr, Tensor) or lr.device.type == "cpu"
+    if not on_host or float(lr) != 0.0:
+        return True
+    return any(is_measured(states.get(param, {})) for param in group["params"])
 
 
 def is_refreshed(group: Mapping[str, Any]) -> bool:
