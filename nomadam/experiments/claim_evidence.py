@@ -66,11 +66,9 @@ class Evidence:
 
     def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
         """A number of the finals of an arm, None where the training diverged or learnt nothing."""
-        worst = self.settings[setting].worst_loss
+        chosen = self.settings[setting]
         return {
-            seed: result[measure]
-            if result["status"] == "finished" and result["validation_loss"] <= worst
-            else None
+            seed: result[measure] if chosen.has_learnt(result) else None
             for seed, result in self._results(setting, optimizer).items()
         }
 
@@ -98,6 +96,7 @@ class Evidence:
                 lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
                 yield run, folder, [json.loads(line) for line in lines]
 
+    @functools.cache  # noqa: B019
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
         """What the tuning of an arm has found so far; of one without, that of its source."""
         chosen = self.settings[setting]
@@ -139,10 +138,7 @@ class Evidence:
             }
             if all(result is not None for result in results.values()):
                 found[seed] = {
-                    cell: result[measure]
-                    if result["status"] == "finished"
-                    and result["validation_loss"] <= chosen.worst_loss
-                    else diverged
+                    cell: result[measure] if chosen.has_learnt(result) else diverged
                     for cell, result in results.items()
                     if result is not None
                 }

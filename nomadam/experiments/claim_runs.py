@@ -70,8 +70,7 @@ class Places:
         result = self.result(setting, run)
         if result is None:
             return None
-        loss = result["validation_loss"] if result["status"] == "finished" else math.inf
-        return loss if loss <= setting.worst_loss else math.inf
+        return result["validation_loss"] if setting.has_learnt(result) else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

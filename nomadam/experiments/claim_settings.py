@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from nomadam.experiments.catalog import make_one, make_runs
 from nomadam.experiments.configuration import Run, override, short_hash
@@ -81,6 +82,10 @@ class Setting:
     alone: bool = False
     run_seconds: float
     why: str = "as it stands"
+
+    def has_learnt(self, result: Mapping[str, Any]) -> bool:
+        """Whether a training has finished, and knows more than nothing."""
+        return result["status"] == "finished" and result["validation_loss"] <= self.worst_loss
 
     @property
     def is_grid(self) -> bool:
