@@ -1,11 +1,9 @@
 """LoRA factors of peft: the A of a pair has no gradient before its B has left zero."""
 
-import runpy
-import sys
-
 import peft_lora
 import pytest
 import torch
+from as_script import printed_by
 from same_bits import assert_same, parameters_of
 
 PACKAGES = ("peft", "transformers", "accelerate")
@@ -67,22 +65,15 @@ def test_resumes_under_the_trainer_with_the_same_bits(trained, tmp_path):
     assert_same(resumed.optimizer.state_dict(), trained.optimizer.state_dict())
 
 
-def printed_by(options, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [peft_lora.__file__, *options])
-    capsys.readouterr()
-    runpy.run_path(peft_lora.__file__, run_name="__main__")
-    return capsys.readouterr().out
-
-
 def test_runs_twice_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "2 steps, loss " in printed_by(["--steps", "2"], monkeypatch, capsys)
-    assert "nothing left to do" in printed_by(["--steps", "2"], monkeypatch, capsys)
+    assert "2 steps, loss " in printed_by(peft_lora, ["--steps", "2"], monkeypatch, capsys)
+    assert "nothing left to do" in printed_by(peft_lora, ["--steps", "2"], monkeypatch, capsys)
 
 
 def test_goes_on_under_the_trainer_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     saved = f"{trained.args.output_dir}/checkpoint-10"
     options = ["--trainer", "--steps", "11", "--resume", saved]
-    assert "11 steps, loss " in printed_by(options, monkeypatch, capsys)
+    assert "11 steps, loss " in printed_by(peft_lora, options, monkeypatch, capsys)
     assert not (tmp_path / "peft_lora" / "checkpoint-10").exists()  # it did not begin anew

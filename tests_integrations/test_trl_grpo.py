@@ -1,10 +1,8 @@
 """trl's GRPOTrainer, whose gradient is zero where all rewards are the same."""
 
-import runpy
-import sys
-
 import pytest
 import trl_grpo
+from as_script import printed_by
 from same_bits import assert_same, parameters_of
 
 PACKAGES = ("trl", "transformers", "accelerate")
@@ -52,7 +50,5 @@ def test_resumes_with_the_same_bits(trained, tmp_path):
 def test_goes_on_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
     saved = f"{trained.args.output_dir}/checkpoint-10"
     options = ["--folder", str(tmp_path), "--steps", "11", "--resume", saved]
-    monkeypatch.setattr(sys, "argv", [trl_grpo.__file__, *options])
-    runpy.run_path(trl_grpo.__file__, run_name="__main__")
-    assert "11 steps, reward " in capsys.readouterr().out
+    assert "11 steps, reward " in printed_by(trl_grpo, options, monkeypatch, capsys)
     assert not (tmp_path / "checkpoint-10").exists()  # it did not begin anew

@@ -1,10 +1,8 @@
 """trl's SFTTrainer."""
 
-import runpy
-import sys
-
 import pytest
 import trl_sft
+from as_script import printed_by
 from same_bits import assert_same, parameters_of
 
 PACKAGES = ("trl", "transformers", "accelerate")
@@ -37,7 +35,5 @@ def test_resumes_with_the_same_bits(trained, tmp_path):
 def test_goes_on_from_the_command_line(trained, tmp_path, monkeypatch, capsys):
     saved = f"{trained.args.output_dir}/checkpoint-10"
     options = ["--folder", str(tmp_path), "--steps", "11", "--resume", saved]
-    monkeypatch.setattr(sys, "argv", [trl_sft.__file__, *options])
-    runpy.run_path(trl_sft.__file__, run_name="__main__")
-    assert "11 steps, loss " in capsys.readouterr().out
+    assert "11 steps, loss " in printed_by(trl_sft, options, monkeypatch, capsys)
     assert not (tmp_path / "checkpoint-10").exists()  # it did not begin anew
