@@ -5,7 +5,14 @@ import torch
 from tiny_training import assert_same_training, go, raise_signal_at
 
 from nomadam.experiments.configuration import differing_fields, override
-from nomadam.experiments.gpt2_pretraining import demo, demo_long, medium, small_openwebtext, xl
+from nomadam.experiments.gpt2_pretraining import (
+    demo,
+    demo_long,
+    demo_prose,
+    medium,
+    small_openwebtext,
+    xl,
+)
 from nomadam.optimizers.baselines import BASELINES
 from nomadam.runs import Interrupted, RunFolder
 
@@ -82,6 +89,11 @@ def test_the_larger_sizes_have_the_same_settings(make, millions):
     assert run.batch_size * run.accumulation == small.batch_size * small.accumulation == 480
     sizes = {"model.layers", "model.heads", "model.width", "batch_size", "accumulation"}
     assert differing_fields(small, run).keys() == sizes | {"name", "optimizer.lr"}
+
+
+def test_the_prose_differs_from_the_demonstration_in_its_text_alone():
+    changed = differing_fields(demo("adamw"), demo_prose("adamw"))
+    assert changed.keys() == {"name", "data.source"}
 
 
 def test_long_sequences_are_the_only_difference():

@@ -69,11 +69,32 @@ def demo_long(optimizer: str = "sgd_sai") -> Run:
     return _small(optimizer, lr, name="gpt2_pretraining.demo_long", context=512)
 
 
-def _small(optimizer: str, lr: float | None, *, name: str, context: int = 64) -> Run:
+def demo_prose(optimizer: str = "sgd_sai") -> Run:
+    """The demonstration on English: Python's docstrings and help topics, 2 million bytes.
+
+    A fifth as much text as the demonstration has; the learning rates are those found there.
+
+    Args:
+        optimizer: a name of the table of baselines; default ``sgd_sai``.
+
+    Raises:
+        ValueError: for an optimizer that is not in the table, with the nearest names.
+
+    Example:
+        >>> demo_prose().data.source
+        'stdlib_prose'
+    """
+    lr = LEARNING_RATES.get(optimizer)
+    return _small(optimizer, lr, name="gpt2_pretraining.demo_prose", source="stdlib_prose")
+
+
+def _small(
+    optimizer: str, lr: float | None, *, name: str, context: int = 64, source: str = "stdlib"
+) -> Run:
     return Run(
         name=name,
         model=GPT2Model(layers=4, heads=4, width=128),
-        data=TokenData(source="stdlib", vocab_size=4096, context=context),
+        data=TokenData(source=source, vocab_size=4096, context=context),
         optimizer=choose_optimizer(optimizer, lr=lr),
         schedule=schedule_for(optimizer, warmup_fraction=0.1),
         # 1024 tokens a step: a tenth of a second on two cores.

@@ -117,8 +117,9 @@ class TokenData:
     """Text as tokens, in windows of context + 1.
 
     Args:
-        source: ``stdlib`` (Python's own sources), a folder of text files, a folder with
-            ``train.bin`` and ``val.bin`` (uint16), or a Hugging Face data set by name or path.
+        source: ``stdlib`` (Python's own sources), ``stdlib_prose`` (its docstrings and help
+            topics), a folder of text files, a folder with ``train.bin`` and ``val.bin`` (uint16),
+            or a Hugging Face data set by name or path.
         vocab_size: of the byte-pair encoding that is trained on it, 257 to 2^20; default 4096.
             Tokens that are read ready-made have their own.
         context: tokens of a window, at least 1; default 64.

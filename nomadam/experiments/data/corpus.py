@@ -105,23 +105,45 @@ def text_files(path: Path, max_bytes: int | None = None) -> Corpus:
     return _of_files(str(path), paths, max_bytes)
 
 
+def in_bytes(source: str, documents: dict[str, bytes], max_bytes: int | None = None) -> Corpus:
+    """Documents that are held in memory, in the order of their names.
+
+    Args:
+        source: what the user asked for.
+        documents: content by name.
+        max_bytes: at most so many bytes, from documents chosen by the hash of their name.
+    """
+    sizes = {name: len(content) for name, content in documents.items()}
+    taken = _within(sizes, max_bytes)
+
+    def read() -> Iterator[Iterable[bytes]]:
+        return ([documents[name][:size]] for name, size in taken.items())
+
+    return Corpus(source=source, names=list(taken), read=read, any_bytes=True)
+
+
 def _of_files(
     source: str, paths: dict[str, Path], max_bytes: int | None, any_bytes: bool = False
 ) -> Corpus:
     """A corpus of files by their names."""
-    names = sorted(paths, key=os.fsencode)
-    sizes = np.array([paths[name].stat().st_size for name in names], dtype=np.int64)
+    taken = _within({name: path.stat().st_size for name, path in paths.items()}, max_bytes)
+    read = partial(_read_files, [paths[name] for name in taken], list(taken.values()))
+    return Corpus(source=source, names=list(taken), read=read, any_bytes=any_bytes)
+
+
+def _within(sizes: dict[str, int], max_bytes: int | None) -> dict[str, int]:
+    """Name to the bytes that are taken of it, in the order of the names."""
+    names = sorted(sizes, key=os.fsencode)
+    taken = np.array([sizes[name] for name in names], dtype=np.int64)
     if max_bytes is not None:
-        sizes = first_bytes(sizes, hashed_order(names), max_bytes)
-        names = [name for name, size in zip(names, sizes, strict=True) if size]
-        sizes = sizes[sizes > 0]
-    read = partial(_read_files, [paths[name] for name in names], sizes)
-    return Corpus(source=source, names=names, read=read, any_bytes=any_bytes)
+        taken = first_bytes(taken, hashed_order(names), max_bytes)
+    kept = zip(names, taken.tolist(), strict=True)
+    return {name: size for name, size in kept if size or max_bytes is None}
 
 
-def _read_files(paths: list[Path], sizes: np.ndarray) -> Iterator[Iterable[bytes]]:
+def _read_files(paths: list[Path], sizes: list[int]) -> Iterator[Iterable[bytes]]:
     for path, size in zip(paths, sizes, strict=True):
-        yield _file_chunks(path, int(size))
+        yield _file_chunks(path, size)
 
 
 def _file_chunks(path: Path, size: int) -> Iterator[bytes]:

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nomadam.experiments.data.corpus import standard_library, survey, text_files, training_bytes
+from nomadam.experiments.data.documentation import syntax_tree
 from nomadam.experiments.data.hugging_face import is_data_set_path
 
 if TYPE_CHECKING:
@@ -231,10 +231,7 @@ def docstring_pairs(source: str | bytes) -> Iterator[Pair]:
         >>> pair.prompt.split(" ")[:2], pair.target
         (['async', 'def'], 'Add one.')
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in old files
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in ast.walk(syntax_tree(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             paragraph = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             sentence = _SENTENCE.match(paragraph)

@@ -21,6 +21,7 @@ from nomadam.experiments.data.corpus import (
     text_files,
     training_bytes,
 )
+from nomadam.experiments.data.documentation import documentation
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_VOCAB_SIZE", "TokenDataset", "load_tokens"]
 
 DEFAULT_VOCAB_SIZE = 4096
+# Sources that need neither a file nor a network.
+AT_HAND = {"stdlib": standard_library, "stdlib_prose": documentation}
 _SCAN_TOKENS = 2**24
 # Sets these draws apart from any other use of the same seed.
 _WINDOWS = 0x77696E646F7773
@@ -168,10 +171,10 @@ def load_tokens(
     read can run code.
 
     Args:
-        source: "stdlib" (the source of Python's standard library), a text file or a folder of
-            them, a folder with nanoGPT's `train.bin` and `val.bin` (uint16), a saved Hugging Face
-            data set, files in jsonl, json, csv or parquet, or a data set's name on the hub
-            (`owner/name` or `owner/name:configuration`).
+        source: "stdlib" (the source of Python's standard library), "stdlib_prose" (its docstrings
+            and help topics), a text file or a folder of them, a folder with nanoGPT's `train.bin`
+            and `val.bin` (uint16), a saved Hugging Face data set, files in jsonl, json, csv or
+            parquet, or a data set's name on the hub (`owner/name` or `owner/name:configuration`).
         vocab_size: tokens of the BPE, 257 to 2**20; None is 4096. For nanoGPT's files the bound
             that every token must respect; None takes the largest token's.
         context: the longest window that will be drawn, in tokens, at least 1.
@@ -200,7 +203,7 @@ def load_tokens(
     path = Path(os.path.expanduser(source))
     # os.path answers False where pathlib raises, as for a name too long to be a file's.
     exists = os.path.exists(path)
-    if source != "stdlib" and any(os.path.isfile(path / p) for p in ("train.bin", "val.bin")):
+    if source not in AT_HAND and any(os.path.isfile(path / p) for p in ("train.bin", "val.bin")):
         return _nanogpt(source, path, vocab_size, context)
     smallest, largest = byte_pairs.SMALLEST_VOCABULARY, byte_pairs.LARGEST_VOCABULARY
     vocab_size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
@@ -212,8 +215,8 @@ def load_tokens(
         validation_fraction=validation_fraction,
         max_bytes=max_bytes,
     )
-    if source == "stdlib":
-        corpus = standard_library(max_bytes)
+    if source in AT_HAND:
+        corpus = AT_HAND[source](max_bytes)
     elif exists and hugging_face.is_data_set_path(path):
         corpus = of_rows(path, cache_folder=folder)
     elif exists:
