@@ -23,7 +23,11 @@ Examples:
 def claims(
     chosen: Annotated[
         list[str] | None,
-        option("--setting", metavar="NAME", help="Train for this one only; repeatable."),
+        option(
+            "--setting",
+            metavar="NAME",
+            help="Train for this one only; repeatable.  [default: all that was planned]",
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", help="Trainings at a time.", min=1)
@@ -63,8 +67,9 @@ def claims(
     was interrupted. What is missing leaves a claim undecided.
     """
     from nomadam.experiments.claim_evidence import Evidence
+    from nomadam.experiments.claim_plan import SEEDS
     from nomadam.experiments.claim_runs import Places, train_all
-    from nomadam.experiments.claim_settings import SEEDS, SETTINGS
+    from nomadam.experiments.claim_settings import SETTINGS
     from nomadam.experiments.claims import budget, verdicts
     from nomadam.reports.claim_pages import claims_page, with_claims
     from nomadam.reports.claim_pictures import draw_claims
@@ -75,7 +80,9 @@ def claims(
             raise ValueError(f"--setting {name!r}: must be one of {', '.join(known)}")
     if page is not None and not page.is_file():
         raise ValueError(f"--page {page} is no file")
-    settings = tuple(each for each in SETTINGS if not chosen or each.name in chosen)
+    settings = tuple(
+        each for each in SETTINGS if (each.name in chosen if chosen else not each.afterwards)
+    )
     places = Places(kept=out or Path("results/claims"), work=work or Path("runs/claims"))
     if dry_run:
         show_budget(budget(settings), as_json=as_json)
@@ -126,7 +133,8 @@ def show_budget(planned: Mapping[str, Any], *, as_json: bool) -> None:
         for row in planned["rows"]
     ]
     terminal.show_table(heads, rows)
-    terminal.show(f"{planned['core_seconds'] / 3600:.1f} hours of one core")
+    seconds = planned["core_seconds"] + planned["afterwards"]
+    terminal.show(f"{seconds / 3600:.1f} hours of one core")
 
 
 def show_claims(found: Mapping[str, Any]) -> None:

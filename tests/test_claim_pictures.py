@@ -3,7 +3,7 @@
 import pytest
 from tiny_claims import GRID, TINY, places_in, work
 
-from nomadam.experiments.claim_settings import SEEDS
+from nomadam.experiments.claim_plan import SEEDS
 from nomadam.reports.claim_pictures import draw_claims
 
 pytest.importorskip("matplotlib")

@@ -31,6 +31,15 @@ from tiny_claims import (
 
 from nomadam.experiments import claim_runs, kept_runs, training
 from nomadam.experiments.child_process import Outcome
+from nomadam.experiments.claim_plan import (
+    CANDIDATES,
+    SECOND_SEED,
+    SEEDS,
+    TRIALS,
+    folder_name,
+    jobs,
+    with_seed,
+)
 from nomadam.experiments.claim_runs import (
     final_runs,
     is_done,
@@ -39,15 +48,6 @@ from nomadam.experiments.claim_runs import (
     train_all,
     tuned,
     work_off,
-)
-from nomadam.experiments.claim_settings import (
-    CANDIDATES,
-    SECOND_SEED,
-    SEEDS,
-    TRIALS,
-    folder_name,
-    jobs,
-    with_seed,
 )
 from nomadam.experiments.kept_runs import keep_run
 from nomadam.experiments.search_spaces import zoomed

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from nomadam.experiments.claim_runs import Places, runs_of
-from nomadam.experiments.claim_settings import (
+from nomadam.experiments.claim_plan import (
     MOST_SECONDS,
     SEEDS,
-    SETTINGS,
     TRIALS,
     folder_name,
     jobs,
     total_seconds,
 )
+from nomadam.experiments.claim_runs import Places, runs_of
+from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.configuration import short_hash
 from nomadam.experiments.search_spaces import zoomed
 from nomadam.optimizers.baselines import BASELINES
@@ -24,11 +24,11 @@ by_name = pytest.mark.parametrize("chosen", SETTINGS, ids=lambda each: each.name
 
 
 def test_all_of_it_is_affordable():
-    assert total_seconds() <= MOST_SECONDS
+    assert total_seconds(SETTINGS) <= MOST_SECONDS
 
 
 def test_every_training_is_of_one_job():
-    planned = jobs()
+    planned = jobs(SETTINGS)
     assert len({(job.setting.name, job.label) for job in planned}) == len(planned)
     for chosen in SETTINGS:
         own = [job for job in planned if job.setting == chosen]
@@ -80,7 +80,7 @@ def test_cells_and_seeds_have_folders_of_their_own():
     for chosen in SETTINGS:
         if chosen.is_grid:
             places = Places(kept=Path("kept"), work=Path("work"))
-            own = [job for job in jobs() if job.setting == chosen]
+            own = [job for job in jobs(SETTINGS) if job.setting == chosen]
             runs = [run for job in own for run in runs_of(places, job)]
             assert len({folder_name(run) for run in runs}) == chosen.num_runs == len(runs)
             assert {run.seed for run in runs} == set(SEEDS)

@@ -7,14 +7,9 @@ import pytest
 
 from nomadam.cli import main
 from nomadam.experiments.claim_evidence import Evidence
+from nomadam.experiments.claim_plan import SECOND_SEED, SEEDS, TRIALS, jobs
 from nomadam.experiments.claim_runs import Places, final_runs, is_ready, next_run
-from nomadam.experiments.claim_settings import (
-    SECOND_SEED,
-    SEEDS,
-    SETTINGS,
-    TRIALS,
-    jobs,
-)
+from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.claims import CLAIMS, verdicts
 from nomadam.experiments.configuration import to_json
 from nomadam.experiments.preparation import check_optimizer
@@ -125,6 +120,16 @@ def test_longer_sequences_are_compared_by_the_difference_to_adamw(places):
     answers, _ = found(places, short, long)
     assert answers["better-on-long-sequences"].verdict == "held"
     assert "-3.00 points" in answers["better-on-long-sequences"].ours
+
+
+def test_where_sign_momentum_helps_is_compared_by_its_difference_to_sgd_sai(places):
+    arms = ("sgd_sai", "sign_embedding_sgd_sai")
+    words, letters = (with_arms(name, *arms) for name in ("gpt2", "gpt2_bytes"))
+    plant(places, words, dict(zip(arms, (5.0, 4.8), strict=True)))
+    plant(places, letters, dict(zip(arms, (2.0, 1.98), strict=True)))
+    answers, _ = found(places, words, letters)
+    assert answers["rare-tokens"].verdict == "held"
+    assert "-3.00 points" in answers["rare-tokens"].ours
 
 
 def test_a_diverged_final_counts_against_us(places):
@@ -252,8 +257,18 @@ def test_pages_hold_verdicts_alone_in_their_cells(places):
 def test_the_command_says_what_it_would_train(capsys):
     assert main(["claims", "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert {row["setting"] for row in planned["rows"]} == set(BY_NAME)
-    assert planned["core_seconds"] <= planned["allowed"]
+    beforehand = {each.name for each in SETTINGS if not each.afterwards}
+    assert {row["setting"] for row in planned["rows"]} == beforehand
+    assert 0 < planned["core_seconds"] <= planned["allowed"] and planned["afterwards"] == 0
+
+
+def test_what_was_asked_afterwards_is_trained_where_it_is_named(capsys):
+    assert main(["claims", "--dry-run", "--json", "--setting", "gpt2_prose"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [row["setting"] for row in planned["rows"]] == ["gpt2_prose"]
+    assert planned["afterwards"] == BY_NAME["gpt2_prose"].seconds
+    assert main(["claims", "--dry-run", "--setting", "gpt2_prose"]) == 0
+    assert "0.8 hours of one core" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

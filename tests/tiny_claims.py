@@ -6,8 +6,8 @@ import os
 from tiny_training import Fragile, Gone, tiny_run
 
 from nomadam.experiments import claim_runs
+from nomadam.experiments.claim_plan import Setting
 from nomadam.experiments.claim_runs import Places, work_off
-from nomadam.experiments.claim_settings import Setting
 from nomadam.experiments.configuration import Run
 from nomadam.progress import NoProgress
 from nomadam.runs import TIMINGS

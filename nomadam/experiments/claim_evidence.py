@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomadam.experiments.claim_plan import AT_THE_VALUES_OF, SEEDS, Setting, with_seed
 from nomadam.experiments.claim_runs import Places, final_runs, tuned
-from nomadam.experiments.claim_settings import AT_THE_VALUES_OF, SEEDS, SETTINGS, Setting, with_seed
+from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals

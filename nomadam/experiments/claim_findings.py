@@ -230,17 +230,33 @@ def constant(group: Literal["matrices", "vectors"], measure: str) -> Callable[[E
     return find
 
 
-def longer_is_better(evidence: Evidence) -> Found:
-    """The relative difference to AdamW at 512 tokens, less that at 64."""
-    gaps: list[Finals] = []
-    for setting in ("gpt2_long", "gpt2"):
-        pairs = paired(evidence.finals(setting, OURS), evidence.finals(setting, REFERENCE))
-        gap: dict[int, float | None] = dict.fromkeys(pairs.failed)
-        gaps.append(gap | {s: 100 * d / pairs.reference for s, d in pairs.differences.items()})
-    pairs = paired(*gaps)
-    long, short = (told(_interval(gap), "%") for gap in gaps)
-    text = f"to AdamW {long} at 512 tokens, {short} at 64: {told(pairs.interval, 'points')}"
-    return Found(ours=text, n=len(pairs.differences), verdict=decide_pairs(pairs))
+def better_there(
+    here: tuple[str, str], there: tuple[str, str], ours: str = OURS, theirs: str = REFERENCE
+) -> Callable[[Evidence], Found]:
+    """The relative difference of two arms in a setting, less that in another one.
+
+    Args:
+        here: setting and what it is called, where the difference should be smaller.
+        there: the same of the other.
+        ours: whose difference, default SGD-SaI.
+        theirs: to whom, default AdamW.
+    """
+
+    def find(evidence: Evidence) -> Found:
+        gaps: list[Finals] = []
+        for setting, _ in (here, there):
+            pairs = paired(evidence.finals(setting, ours), evidence.finals(setting, theirs))
+            gap: dict[int, float | None] = dict.fromkeys(pairs.failed)
+            gaps.append(gap | {s: 100 * d / pairs.reference for s, d in pairs.differences.items()})
+        pairs = paired(*gaps)
+        one, other = (
+            f"{told(_interval(gap), '%')} {label}"
+            for gap, (_, label) in zip(gaps, (here, there), strict=True)
+        )
+        text = f"{one}, {other}: {told(pairs.interval, 'points')}"
+        return Found(ours=text, n=len(pairs.differences), verdict=decide_pairs(pairs))
+
+    return find
 
 
 def _interval(values: Finals) -> Interval | None:

@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from nomadam.experiments.claim_evidence import Evidence
-from nomadam.experiments.claim_settings import Setting
+from nomadam.experiments.claim_plan import Setting
 from nomadam.runs import RunFolder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nomadam.experiments.child_process import explain, run_in_children
-from nomadam.experiments.claim_settings import (
+from nomadam.experiments.claim_plan import (
     AT_THE_VALUES_OF,
     CANDIDATES,
     SECOND_SEED,

@@ -180,9 +180,12 @@ def _rates_table(rates: Mapping[str, Mapping[str, Any]]) -> str:
 def _budget_text(budget: Mapping[str, Any]) -> str:
     hours, allowed = (budget[key] / 3600 for key in ("core_seconds", "allowed"))
     took = budget["spent"] / 3600
+    later = [row["setting"] for row in budget["rows"] if row["afterwards"]]
     return (
         f"Planned: {hours:.1f} hours of one core, of {allowed:.0f} that were set for it. What is "
-        f"kept took {took:.1f} by the clock, with other work on the machine beside it."
+        f"kept of it took {took:.1f} by the clock, with other work on the machine beside it. "
+        f"{' and '.join(f'`{name}`' for name in later)} were asked when the others had been "
+        f"decided, and are {budget['afterwards'] / 3600:.1f} hours more."
     )
 
 

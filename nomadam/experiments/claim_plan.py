@@ -1,0 +1,214 @@
+"""How a study is put to the test for the claims: its trials, its seeds, its jobs, its cost."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nomadam.experiments.catalog import make_one, make_runs
+from nomadam.experiments.configuration import Run, override, short_hash
+from nomadam.experiments.search_spaces import Search
+from nomadam.experiments.study import Study
+from nomadam.experiments.tuning_plan import plan_tuning
+
+# Of each arm, with seed 0. The best three are repeated with another seed, and the best mean of both
+# is taken: at the edge of stability one seed flatters a rate. The finals have further seeds.
+TRIALS = 9
+CANDIDATES = 3
+SECOND_SEED = 100
+SEEDS = (1, 2, 3, 4, 5)
+
+# Two cores for five hours.
+MOST_SECONDS = 36_000
+
+# The Runs that the second stages of a setting start from: 100 and 140 seconds, once.
+FIRST_STAGE_SECONDS = 240
+
+# Arms that are trained at what another one was tuned to, so that nothing but the gain differs.
+AT_THE_VALUES_OF = {"sgd_sai_sqrt_numel": "sgd_sai", "sgd_sai_refreshed": "sgd_sai"}
+
+# Their controls are random: another one for each seed.
+SEEDED = ("sgd_sai_shuffled",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A study in the form that the claims have of it.
+
+    Arms that are tuned alike and then trained with the other seeds; or the cells of a grid, each
+    trained with every seed; or, of what is no training, its measurements, one a seed.
+
+    Args:
+        name: of its folder.
+        study: dotted name of the study function.
+        overrides: fields in which the form differs from the study's.
+        optimizers: the arms, each tuned alike but for those of `AT_THE_VALUES_OF`; none for a grid
+            or measurements.
+        own: fields that an arm alone has changed, by its name.
+        worst_loss: of knowing nothing; a final loss above it counts as diverged.
+        ranges: to search in the place of what an optimizer's row declares, as `plan_tuning` has it.
+        measured: whether the study is no training.
+        alone: whether nothing else may run at that time, because the clock is read.
+        afterwards: whether it was asked when the others had been decided: then it is beyond the
+            budget, and trained where it is named.
+        run_seconds: that one of them took on one core beside another one, the median.
+        why: what is shorter than in the study, in a few words.
+    """
+
+    name: str
+    study: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    optimizers: tuple[str, ...] = ()
+    own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    worst_loss: float = math.inf
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    measured: bool = False
+    alone: bool = False
+    afterwards: bool = False
+    run_seconds: float
+    why: str = "as it stands"
+
+    def has_learnt(self, result: Mapping[str, Any]) -> bool:
+        """Whether a training has finished, and knows more than nothing."""
+        return result["status"] == "finished" and result["validation_loss"] <= self.worst_loss
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether its Runs are the cells of a grid."""
+        return not self.optimizers and not self.measured
+
+    def search(self, optimizer: str) -> Search:
+        """What is searched for an arm."""
+        plan = plan_tuning(
+            self.study,
+            optimizers=[optimizer],
+            budget=TRIALS,
+            sampler="zoom",
+            ranges={
+                key: ends for key, ends in self.ranges.items() if key.partition(".")[0] == optimizer
+            },
+            overrides={**self.overrides, **self.own.get(optimizer, {})},
+            out=Path(),
+        )
+        return plan.searches[0]
+
+    def is_tuned(self, optimizer: str) -> bool:
+        """Whether an arm has trials of its own."""
+        return AT_THE_VALUES_OF.get(optimizer) not in self.optimizers
+
+    def runs_of(self, optimizer: str) -> int:
+        """How many trainings an arm takes."""
+        return len(SEEDS) + (TRIALS + CANDIDATES) * self.is_tuned(optimizer)
+
+    def cells(self) -> list[Run]:
+        """The Runs of a grid, with seed 0."""
+        return [override(run, self.overrides) for run in make_runs(self.study)]
+
+    def studies(self) -> dict[int, Study]:
+        """Seed to what is measured with it."""
+        made = make_one(self.study)
+        assert isinstance(made, Study)
+        return {seed: _seeded(override(made, self.overrides), seed) for seed in SEEDS}
+
+    @property
+    def num_runs(self) -> int:
+        """How many trainings or measurements it takes."""
+        if self.optimizers:
+            return sum(map(self.runs_of, self.optimizers))
+        return len(SEEDS) * (1 if self.measured else len(self.cells()))
+
+    @property
+    def seconds(self) -> float:
+        """Of one core."""
+        return self.num_runs * self.run_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process does in one piece: an arm with its finals, or the rest with one seed.
+
+    Args:
+        setting: whose.
+        optimizer: the arm, None for a grid or a measurement.
+        seed: of a grid or a measurement, None for an arm.
+    """
+
+    setting: Setting
+    optimizer: str | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """For progress lines and the name of its lock."""
+        return self.optimizer or f"seed-{self.seed}"
+
+    def serves(self, other: "Job") -> bool:
+        """Whether another job takes the values that this one finds."""
+        source = AT_THE_VALUES_OF.get(other.optimizer or "")
+        return source is not None and (self.setting, self.optimizer) == (other.setting, source)
+
+    @property
+    def num_runs(self) -> int:
+        """How many trainings or measurements it takes."""
+        if self.optimizer is not None:
+            return self.setting.runs_of(self.optimizer)
+        return self.setting.num_runs // len(SEEDS)
+
+
+def jobs(settings: tuple[Setting, ...]) -> list[Job]:
+    """All jobs, the ones that most of the claims need first.
+
+    Example:
+        >>> from nomadam.experiments.claim_settings import SETTINGS
+        >>> [(job.setting.name, job.label) for job in jobs(SETTINGS)[:2]]
+        [('gpt2', 'adamw'), ('vit', 'adamw')]
+    """
+    return [job for rank in range(_longest(settings)) for job in _of_rank(settings, rank)]
+
+
+def _longest(settings: tuple[Setting, ...]) -> int:
+    return max(len(setting.optimizers) or len(SEEDS) for setting in settings)
+
+
+def _of_rank(settings: tuple[Setting, ...], rank: int) -> Iterator[Job]:
+    for setting in settings:
+        if rank < len(setting.optimizers):
+            yield Job(setting=setting, optimizer=setting.optimizers[rank])
+        elif not setting.optimizers and rank < len(SEEDS):
+            yield Job(setting=setting, seed=SEEDS[rank])
+
+
+def total_seconds(settings: tuple[Setting, ...]) -> float:
+    """What all that was planned takes on one core, in seconds.
+
+    Example:
+        >>> from nomadam.experiments.claim_settings import SETTINGS
+        >>> total_seconds(SETTINGS) <= MOST_SECONDS
+        True
+    """
+    planned = (setting.seconds for setting in settings if not setting.afterwards)
+    return FIRST_STAGE_SECONDS + sum(planned)
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The same Run with another seed."""
+    return replace(run, seed=seed)
+
+
+def _seeded(study: Study, seed: int) -> Study:
+    """A study of a training with that training's seed; others are measured again as they are."""
+    run = getattr(study, "run", None)
+    return replace(study, run=with_seed(run, seed)) if isinstance(run, Run) else study
+
+
+def folder_name(made: Run | Study, seed: int | None = None) -> str:
+    """Of a run folder, as `nomadam run` names it; of a measurement with the seed behind it.
+
+    Example:
+        >>> from nomadam.experiments.gpt2_pretraining import demo
+        >>> folder_name(demo()).startswith("gpt2_pretraining.demo-")
+        True
+    """
+    name = f"{made.name}-{short_hash(made)}"
+    return name if seed is None else f"{name}-seed{seed}"
