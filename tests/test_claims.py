@@ -7,8 +7,8 @@ import pytest
 
 from nomadam.cli import main
 from nomadam.experiments.claim_evidence import Evidence
-from nomadam.experiments.claim_plan import SECOND_SEED, SEEDS, TRIALS, jobs
-from nomadam.experiments.claim_runs import Places, final_runs, is_ready, next_run
+from nomadam.experiments.claim_plan import CANDIDATES, SECOND_SEED, SEEDS, TRIALS, jobs
+from nomadam.experiments.claim_runs import Places, final_runs, is_ready, next_run, runs_of
 from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.claims import CLAIMS, verdicts
 from nomadam.experiments.configuration import to_json
@@ -214,9 +214,21 @@ def test_arms_are_listed_with_what_they_were_tuned_to(places):
     _, evidence = found(places, gpt2)
     first, second = verdicts(evidence)["arms"]["gpt2"]
     assert (first["optimizer"], second["optimizer"]) == ("sgd_sai", "adamw")
-    assert first["trials"] == TRIALS and first["seeds"] == len(SEEDS)
+    assert first["trials"] == TRIALS + CANDIDATES and first["seeds"] == len(SEEDS)
+    assert first["trials_diverged"] == 0
     assert set(first["values"]) == {"lr", "weight_decay"}
     assert first["to_adamw_percent"][0] == pytest.approx(-2.0, abs=0.01)
+
+
+def test_a_repeated_trial_that_diverged_is_counted(places):
+    gpt2 = with_arms("gpt2", "adamw")
+    plant(places, gpt2, {"adamw": 5.0})
+    *_, worst = [run for run in runs_of(places, jobs((gpt2,))[0]) if run.seed == SECOND_SEED]
+    result = places.folder(gpt2, worst) / "result.json"
+    result.write_text(json.dumps({"status": "diverged", "validation_loss": None}))
+    (row,) = verdicts(found(places, gpt2)[1])["arms"]["gpt2"]
+    assert (row["trials"], row["trials_diverged"]) == (TRIALS + CANDIDATES, 1)
+    assert (row["seeds"], row["seeds_diverged"]) == (len(SEEDS), 0)
 
 
 def test_rates_stand_beside_the_gradients_that_were_seen(places):

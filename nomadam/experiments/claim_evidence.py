@@ -28,8 +28,8 @@ class TunedArm:
         source: the arm at whose values it is trained, None where it has its own.
         values: the best ones, by the short names of the fields; None where they are not known.
         edges: fields whose best value lies at an edge of what was searched.
-        diverged: trials that diverged.
-        trials: that have ended.
+        diverged: trainings of its tuning that diverged.
+        trials: trainings of its tuning that have ended, the repeated ones too.
     """
 
     source: str | None
@@ -105,12 +105,13 @@ class Evidence:
         search, found = chosen.search(source), tuned(self.places, chosen, source)
         best = found.best
         edges = search.edges(best, [values for values, _ in found.trials]) if best else {}
+        ended = found.trials + found.again
         return TunedArm(
             source=None if source == optimizer else source,
             values=None if best is None else {short(field): best[field] for field in best},
             edges={short(field): edge for field, edge in edges.items()},
-            diverged=sum(not math.isfinite(loss) for _, loss in found.trials),
-            trials=len(found.trials),
+            diverged=sum(not math.isfinite(loss) for _, loss in ended),
+            trials=len(ended),
         )
 
     def seconds(self, setting: str) -> float:

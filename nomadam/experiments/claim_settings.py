@@ -200,7 +200,7 @@ SETTINGS = (
         study="memory_and_step_time.demo",
         measured=True,
         alone=True,
-        run_seconds=60,
+        run_seconds=6,
     ),
     Setting(
         name="gpt2_prose",
