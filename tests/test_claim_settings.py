@@ -9,7 +9,6 @@ import pytest
 from nomadam.experiments.claim_plan import (
     MOST_SECONDS,
     SEEDS,
-    TRIALS,
     folder_name,
     jobs,
     total_seconds,
@@ -66,14 +65,14 @@ def test_all_trials_of_an_arm_differ_and_the_finals_have_other_seeds():
         for optimizer in chosen.optimizers:
             search = chosen.search(optimizer)
             trials = []
-            for index in range(TRIALS):
-                values = zoomed(search, index, TRIALS, trials)
+            for index in range(chosen.trials):
+                values = zoomed(search, index, chosen.trials, trials)
                 trials.append((values, draw.choice([math.inf, draw.random()])))
             runs = [search.run(values) for values, _ in trials]
             assert {run.seed for run in runs}.isdisjoint(SEEDS)
             assert {run.optimizer.name for run in runs} == {optimizer}
             names |= {short_hash(run) for run in runs}
-        assert len(names) == TRIALS * len(chosen.optimizers)
+        assert len(names) == chosen.trials * len(chosen.optimizers)
 
 
 def test_cells_and_seeds_have_folders_of_their_own():

@@ -12,8 +12,9 @@ from nomadam.experiments.search_spaces import Search
 from nomadam.experiments.study import Study
 from nomadam.experiments.tuning_plan import plan_tuning
 
-# Of each arm, with seed 0. The best three are repeated with another seed, and the best mean of both
-# is taken: at the edge of stability one seed flatters a rate. The finals have further seeds.
+# Of each arm, with seed 0, where its setting says no other number. The best three are repeated with
+# another seed, and the best mean of both is taken: at the edge of stability one seed flatters a
+# rate. The finals have further seeds.
 TRIALS = 9
 CANDIDATES = 3
 SECOND_SEED = 100
@@ -47,6 +48,7 @@ class Setting:
             or measurements.
         own: fields that an arm alone has changed, by its name.
         worst_loss: of knowing nothing; a final loss above it counts as diverged.
+        trials: of each arm, with one seed.
         ranges: to search in the place of what an optimizer's row declares, as `plan_tuning` has it.
         measured: whether the study is no training.
         alone: whether nothing else may run at that time, because the clock is read.
@@ -62,6 +64,7 @@ class Setting:
     optimizers: tuple[str, ...] = ()
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     worst_loss: float = math.inf
+    trials: int = TRIALS
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     measured: bool = False
     alone: bool = False
@@ -83,7 +86,7 @@ class Setting:
         plan = plan_tuning(
             self.study,
             optimizers=[optimizer],
-            budget=TRIALS,
+            budget=self.trials,
             sampler="zoom",
             ranges={
                 key: ends for key, ends in self.ranges.items() if key.partition(".")[0] == optimizer
@@ -99,7 +102,7 @@ class Setting:
 
     def runs_of(self, optimizer: str) -> int:
         """How many trainings an arm takes."""
-        return len(SEEDS) + (TRIALS + CANDIDATES) * self.is_tuned(optimizer)
+        return len(SEEDS) + (self.trials + CANDIDATES) * self.is_tuned(optimizer)
 
     def cells(self) -> list[Run]:
         """The Runs of a grid, with seed 0."""

@@ -19,7 +19,6 @@ from nomadam.experiments.claim_plan import (
     SECOND_SEED,
     SEEDED,
     SEEDS,
-    TRIALS,
     Job,
     Setting,
     folder_name,
@@ -100,8 +99,8 @@ def tuned(places: Places, setting: Setting, optimizer: str) -> Tuned:
     """How far an arm's tuning has come: trials with one seed, and the best ones with another."""
     search = setting.search(optimizer)
     trials: list[tuple[Values, float]] = []
-    for index in range(TRIALS):
-        values = zoomed(search, index, TRIALS, trials)
+    for index in range(setting.trials):
+        values = zoomed(search, index, setting.trials, trials)
         run = search.run(values)
         loss = places.loss(setting, run)
         if loss is None:

@@ -24,7 +24,6 @@ from nomadam.experiments.claim_plan import (
     CANDIDATES,
     MOST_SECONDS,
     SEEDS,
-    TRIALS,
     Setting,
     total_seconds,
 )
@@ -392,7 +391,7 @@ def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
             "form": setting.why,
             "afterwards": setting.afterwards,
             "arms": len(setting.optimizers),
-            "trials": TRIALS + CANDIDATES if setting.optimizers else None,
+            "trials": setting.trials + CANDIDATES if setting.optimizers else None,
             "seeds": len(SEEDS),
             "runs": setting.num_runs,
             "run_seconds": setting.run_seconds,
