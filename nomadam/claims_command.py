@@ -78,12 +78,16 @@ def claims(
     for name in chosen or ():
         if name not in known:
             raise ValueError(f"--setting {name!r}: must be one of {', '.join(known)}")
+    if decide and chosen:
+        raise ValueError("--decide takes all that is kept: leave out --setting, or train")
     if page is not None and not page.is_file():
         raise ValueError(f"--page {page} is no file")
     settings = tuple(
         each for each in SETTINGS if (each.name in chosen if chosen else not each.afterwards)
     )
     places = Places(kept=out or Path("results/claims"), work=work or Path("runs/claims"))
+    if decide and not any((places.kept / name).is_dir() for name in known):
+        raise ValueError(f"--decide: {places.kept} keeps no trainings of {', '.join(known)}")
     if dry_run:
         show_budget(budget(settings), as_json=as_json)
         return FINISHED

@@ -292,6 +292,26 @@ def test_the_command_refuses_what_is_not_there(options, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_the_command_decides_all_of_what_is_there(tmp_path, capsys):
+    assert main(["claims", "--decide", "--setting", "vit"]) == 2
+    assert "leave out --setting" in capsys.readouterr().err
+    assert main(["claims", "--decide", "--out", str(tmp_path / "elsewhere")]) == 2
+    assert "keeps no trainings of gpt2" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("content", [None, '{"step": 50, "validation_lo'])
+def test_a_damaged_file_of_what_is_kept_is_named(places, content):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.9}, early={"adamw": 6.0, "sgd_sai": 6.5})
+    file = places.folder(gpt2, final_runs(places, gpt2, "adamw")[0]) / "metrics.jsonl"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=f"{file} is missing or damaged"):
+        found(places, gpt2)
+
+
 def test_the_command_decides_what_is_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("nomadam.experiments.claim_runs.train_all", lambda *a, **k: None)
     page = tmp_path / "page.md"

@@ -218,6 +218,28 @@ def test_a_folder_of_parquet_files_with_pictures(tmp_path):
     assert train.picture(2).getpixel((0, 0)) == (2, 0, 0)
 
 
+@pytest.mark.parametrize("nothing", [None, {"bytes": b"", "path": None}])
+def test_a_row_without_a_picture_is_found_at_once(tmp_path, nothing):
+    datasets = pytest.importorskip("datasets")
+    pictures = tables().cast_column("picture", datasets.Image(decode=False))["picture"][:]
+    pictures[2] = nothing
+    table = tables().remove_columns("picture").add_column("picture", pictures)
+    table = table.cast_column("picture", datasets.Image())
+    with pytest.raises(ValueError, match=r"has no picture in row 2 \(1 of 4 rows have none\)"):
+        load(save(tmp_path / "set", train=table, test=tables()))
+
+
+def test_any_error_of_a_reader_names_the_picture(tmp_path, monkeypatch):
+    paint(tmp_path / "x.png", "red")
+
+    def broken(*_args, **_options):
+        raise TypeError("'bytes' object cannot be interpreted as an integer")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ValueError, match=r"x.png can not be read as a picture: 'bytes'"):
+        read_picture(tmp_path / "x.png", "x.png")
+
+
 def test_data_sets_without_pictures_labels_or_splits(tmp_path):
     datasets = pytest.importorskip("datasets")
     with pytest.raises(ValueError, match="must have the splits train and validation or test"):

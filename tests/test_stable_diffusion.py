@@ -9,6 +9,7 @@ import torch
 from tiny_training import assert_same_training, go, raise_signal_at, weights
 
 from nomadam.experiments.configuration import from_json, override, to_json
+from nomadam.experiments.data import concept_pictures
 from nomadam.experiments.diffusion import stable_diffusion_lora
 from nomadam.runs import Interrupted
 
@@ -151,6 +152,31 @@ def test_rows_are_pure_draws_of_latents_and_texts(folder):
     parts = list(dataset.validation_batches(batch_size=1))
     assert torch.equal(torch.cat([part.noised for part in parts]), whole.noised)
     assert len(whole) == 2 and len(whole[:1]) == 1
+
+
+def test_pictures_of_16_bits_and_transparent_ones_are_seen_as_they_are_shown(tmp_path):
+    ramp = np.linspace(0, 65535, 16 * 16).reshape(16, 16)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16.png")
+    pixels = concept_pictures._pixels(tmp_path / "16.png", 16)
+    expected = torch.from_numpy(ramp / 32767.5 - 1).float()
+    assert torch.allclose(pixels, expected.expand(3, 16, 16), atol=1 / 127)
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    clear.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    for shown, name in ((clear, "clear.png"), (clear.quantize(), "palette.png")):
+        shown.save(tmp_path / name)
+        pixels = concept_pictures._pixels(tmp_path / name, 16)
+        assert pixels[:, 3, 12].tolist() == [1.0, 1.0, 1.0]  # nothing stands on white
+        assert pixels[:, 3, 3].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_a_picture_of_16_bits_that_lies_on_its_side_is_turned(tmp_path):
+    ramp = np.zeros((16, 16), np.uint16)
+    ramp[0] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is on the right
+    Image.fromarray(ramp).save(tmp_path / "x.png", exif=exif)
+    pixels = concept_pictures._pixels(tmp_path / "x.png", 16)
+    assert (pixels[:, :, 15] == 1).all() and (pixels[:, :, :15] == -1).all()
 
 
 def test_the_velocity_is_the_target_where_the_schedule_says_so(copied):

@@ -89,13 +89,16 @@ class Evidence:
     def records(
         self, setting: str, optimizer: str
     ) -> Iterator[tuple[Run, Path, list[dict[str, Any]]]]:
-        """The finals of an arm, their folders, and what is kept of ``metrics.jsonl``."""
+        """The finals of an arm, their folders, and what is kept of ``metrics.jsonl``.
+
+        Raises:
+            ValueError: that file is missing or damaged, naming it.
+        """
         chosen = self.settings[setting]
         for run in final_runs(self.places, chosen, optimizer):
             if self.places.result(chosen, run) is not None:
                 folder = self.places.folder(chosen, run)
-                lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-                yield run, folder, [json.loads(line) for line in lines]
+                yield run, folder, _lines(folder / "metrics.jsonl")
 
     @functools.cache  # noqa: B019
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
@@ -153,3 +156,12 @@ class Evidence:
             if (result := self.places.result(chosen, study, seed)) is not None:
                 found[seed] = result.get(name)
         return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file} is missing or damaged; without its folder that training is made again: {error}"
+        ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nomadam.durable_files import sha256
-from nomadam.experiments.data.image_folder import FORMATS
+from nomadam.experiments.data.image_folder import FORMATS, of_eight_bits
 from nomadam.experiments.data.saved_models import read_model
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _pixels(path: Path, size: int) -> "torch.Tensor":
-    """A picture, [3, size, size], from -1 to 1."""
+    """A picture, [3, size, size], from -1 to 1; on white where it is transparent."""
     import torch
 
     try:
@@ -277,7 +277,11 @@ def _pixels(path: Path, size: int) -> "torch.Tensor":
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > _LARGEST_PIXELS:
                 raise ValueError(f"it has {opened.width} x {opened.height} pixels")
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            upright = ImageOps.exif_transpose(of_eight_bits(opened))
+            if upright.has_transparency_data:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            upright = upright.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for a file that is damaged
         raise ValueError(f"{path} can not be read as a picture: {error}") from error
     fitted = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)

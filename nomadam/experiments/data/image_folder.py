@@ -79,20 +79,25 @@ def read_picture(content: Path | bytes, place: str) -> "Image.Image":
     file = content if isinstance(content, Path) else io.BytesIO(content)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return _of_eight_bits(image).convert("RGB")
-    # Readers of damaged files raise more kinds than OSError.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            return of_eight_bits(image).convert("RGB")
+    except Exception as error:  # Pillow raises many kinds for a file that is damaged
         raise ValueError(f"{place} can not be read as a picture: {error}") from error
 
 
-def _of_eight_bits(image: "Image.Image") -> "Image.Image":
-    """The same picture, where it has one value of 16 bits a pixel in its upper 8."""
+def of_eight_bits(image: "Image.Image") -> "Image.Image":
+    """The same picture, where it has one value of 16 bits a pixel in its upper 8, rounded.
+
+    Errors:
+        ValueError: it has values of 32 bits.
+    """
     from PIL import Image
 
     # These formats have no more than 16 bits, though Pillow may hold them in 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        shown = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        shown.info = image.info
+        return shown
     if image.mode in ("I", "F"):
         raise ValueError("it has values of 32 bits; save it with 8 or 16 bits a value")
     return image
@@ -231,8 +236,8 @@ def picture_tables(
         cache_folder: where tables are kept in the form that can be mapped into memory.
 
     Errors:
-        ValueError: no such data set, no such splits, no field of these types, or other classes in
-            one split than in the other.
+        ValueError: no such data set, no such splits, no field of these types, a row without a
+            picture, or other classes in one split than in the other.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -274,10 +279,15 @@ def _pictures_of(source: str, table: Any, label_field: str | None) -> Pictures:
     for row in np.unique(np.linspace(0, len(table) - 1, SAMPLED).astype(int)):
         digest.update(_content(encoded[int(row)][picture_field]))
 
+    empty = _rows_without_picture(encoded.data.column(picture_field))
+    if len(empty):
+        raise ValueError(
+            f"data source {source!r} has no picture in row {empty[0]} ({len(empty)} of "
+            f"{len(table)} rows have none)"
+        )
+
     def read(number: int) -> Path | bytes:
         content = encoded[number][picture_field]
-        if content is None:
-            raise ValueError(f"data source {source!r} has no picture in row {number}")
         return content["bytes"] or Path(content["path"])
 
     return Pictures(
@@ -287,6 +297,17 @@ def _pictures_of(source: str, table: Any, label_field: str | None) -> Pictures:
         sha256=digest.hexdigest(),
         num_bytes=encoded.data.nbytes,
     )
+
+
+def _rows_without_picture(column: Any) -> np.ndarray:
+    """The rows of a column of pictures, as tables hold them, with neither bytes nor a path."""
+    import pyarrow.compute as pc
+
+    sizes = [
+        pc.fill_null(pc.binary_length(pc.struct_field(column, part)), 0)
+        for part in ("bytes", "path")
+    ]
+    return np.flatnonzero(pc.equal(pc.add(*sizes), 0).to_numpy())
 
 
 def _content(picture: dict[str, Any] | None) -> bytes:
