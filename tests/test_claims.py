@@ -1,6 +1,7 @@
 """The claims: each planted outcome gets its verdict, and the tables say what was found."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -170,6 +171,24 @@ def test_robust_is_wide_and_high(places, wider, verdict):
     answer = answers["robust-vit_grid-adamw"]
     assert answer.verdict == verdict
     assert "1.81" in answer.ours and "0.60" in answer.ours
+
+
+def test_a_grid_that_is_best_at_an_edge_says_so(places):
+    grid = BY_NAME["vit_grid"]
+    for seed in SEEDS:
+        for cell in grid.cells():
+            optimizer = cell.optimizer
+            # Ours falls to the highest rate and the weakest decay, the others to the middle.
+            middle = {"adamw": 2e-3, "sgdm_decoupled": 0.5}
+            ours = -math.log(optimizer.lr) + optimizer.weight_decay
+            theirs = abs(math.log(optimizer.lr / middle.get(optimizer.name, 1.0)))
+            theirs += abs(math.log(optimizer.weight_decay * middle.get(optimizer.name, 1.0) / 1e-4))
+            loss = (ours if optimizer.name == "sgd_sai" else theirs) / 10 + 0.5
+            result = {"validation_loss": loss, "validation_accuracy": 0.5}
+            keep(places, grid, replace(cell, seed=seed), result)
+    answers, _ = found(places)
+    told = answers["robust-vit_grid-adamw"].ours
+    assert told.endswith("; sgd_sai is best at an edge, lr 0.16 and weight_decay 0.001")
 
 
 def test_a_cell_that_has_learnt_nothing_counts_as_diverged(places):

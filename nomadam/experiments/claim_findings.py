@@ -146,15 +146,34 @@ def _widths(cells: Cells) -> dict[int, float | None]:
     return widths
 
 
+def _at_an_edge(optimizer: str, cells: Cells) -> str:
+    """In words, where the cell that is best over the seeds lies at an edge of its grid."""
+    losses: dict[tuple[float, float], list[float]] = {}
+    for found in cells.values():
+        for cell, loss in found.items():
+            losses.setdefault(cell, []).append(math.inf if loss is None else loss)
+    best = min(losses, key=lambda cell: statistics.fmean(losses[cell]), default=None)
+    if best is None:
+        return ""
+    told_of = [
+        f"{name} {value:g}"
+        for name, value, axis in zip(
+            ("lr", "weight_decay"), best, zip(*losses, strict=True), strict=True
+        )
+        if value in (min(axis), max(axis))
+    ]
+    return f"; {optimizer} is best at an edge, {' and '.join(told_of)}" if told_of else ""
+
+
 def robust(setting: str, theirs: str) -> Callable[[Evidence], Found]:
     """A range of good rates not narrower than theirs, and a higher mean over the grid, both."""
 
     def find(evidence: Evidence) -> Found:
-        narrower, lower = [], []
-        widths, means = [], []
+        widths, means, edges = [], [], []
         for optimizer in (OURS, theirs):
             losses = evidence.cells(setting, optimizer, "validation_loss", None)
-            widths.append({seed: value for seed, value in _widths(losses).items()})
+            widths.append(_widths(losses))
+            edges.append(_at_an_edge(optimizer, losses))
             tops = evidence.cells(setting, optimizer, "validation_accuracy", CHANCE)
             means.append(
                 {
@@ -169,6 +188,7 @@ def robust(setting: str, theirs: str) -> Callable[[Evidence], Found]:
             f"{told(narrower.interval and narrower.interval.scaled(-1), 'decades')}; grid mean "
             f"{_between(means[0], means[1], 1)} % top-1: "
             f"{told(lower.interval and lower.interval.scaled(-1), 'points', 1)}"
+            f"{''.join(edges)}"
         )
         verdict = all_of(decide(narrower.interval, WIDTH_MARGIN), decide(lower.interval))
         return Found(ours=text, n=len(lower.differences), verdict=verdict)

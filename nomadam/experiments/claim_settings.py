@@ -214,7 +214,7 @@ SETTINGS = (
         worst_loss=NO_TOKEN,
         afterwards=True,
         run_seconds=55,
-        why="as gpt2, on English",
+        why="as gpt2, on the prose within the same text",
     ),
     Setting(
         name="gpt2_bytes",
@@ -225,6 +225,6 @@ SETTINGS = (
         worst_loss=math.log(BYTES),
         afterwards=True,
         run_seconds=28,
-        why="as gpt2, the same text in bytes: 257 tokens in place of 4096, few of them rare",
+        why="as gpt2, the same text in bytes: 257 tokens in place of 4096",
     ),
 )

@@ -300,7 +300,8 @@ CLAIMS = (
     Claim(
         name="rare-tokens",
         kind="question",
-        statement="Sign momentum on embeddings, head and vectors helps less where no token is rare",
+        statement="Sign momentum on embeddings, head and vectors helps less on bytes, where the "
+        "frequent tokens make up the loss",
         protocol="finals of gpt2 (4096 tokens) and gpt2_bytes (257): its difference to SGD-SaI in "
         "per cent is smaller with 4096 by the whole interval",
         paper="–",
