@@ -301,8 +301,9 @@ def _pictures_of(source: str, table: Any, label_field: str | None) -> Pictures:
 
 def _rows_without_picture(column: Any) -> np.ndarray:
     """The rows of a column of pictures, as tables hold them, with neither bytes nor a path."""
-    import pyarrow.compute as pc
+    from pyarrow import compute
 
+    pc: Any = compute  # whose functions are made at run time
     sizes = [
         pc.fill_null(pc.binary_length(pc.struct_field(column, part)), 0)
         for part in ("bytes", "path")
