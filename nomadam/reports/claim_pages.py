@@ -192,7 +192,8 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
         f"kept of it took {took:.1f} by the clock, with other work on the machine beside it. "
         f"{' and '.join(f'`{name}`' for name in later)} were asked when the others had been "
         f"decided, and are {budget['afterwards'] / 3600:.1f} hours more. First searches whose "
-        "ranges were found too narrow (ResNet-18, diffusion) were an hour more, and are not kept."
+        "ranges were found too low or too narrow (ResNet-18 three times, diffusion once) were two "
+        "hours more, and are not kept."
     )
 
 
