@@ -41,7 +41,7 @@ NORMALIZED = {
 }
 
 # With batch norms high rates win where the decay is strong, low ones where it is weak, far from one
-# another: all arms have three and a half decades of both, around where a step takes a hundredth.
+# another: all arms have three and a half decades of both, around where a step takes a 300th.
 WIDE = {
     **{f"{name}.lr": (1e-4, 3e-1) for name in ("adamw", "muon", "sgd_sai", "sgd_sai_rows")},
     **{

@@ -11,7 +11,7 @@ from nomadam.experiments.data.corpus import Corpus, in_bytes, standard_library
 def documentation(max_bytes: int | None = None) -> Corpus:
     """The docstrings of each module of the standard library, and each topic of Python's help.
 
-    Little code and few symbols, so another text than `standard_library`, and as surely at hand.
+    Part of the text of `standard_library`, with little code and few symbols, and as surely at hand.
     A module that this Python can not parse, or without docstrings, is left out.
 
     Args:
