@@ -251,6 +251,22 @@ def test_a_repeated_trial_that_diverged_is_counted(places):
     assert (row["seeds"], row["seeds_diverged"]) == (len(SEEDS), 0)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_searches_the_best_of_both_is_taken(places, order):
+    ranges = ({"adamw.lr": (1e-4, 1e-2)}, {"adamw.lr": (1e-2, 1.0)})[::order]
+    gpt2 = replace(with_arms("gpt2", "adamw"), ranges=ranges)
+    assert gpt2.search("adamw").bounds["optimizer.lr"] == (1e-4, 1.0)
+    plant(places, gpt2, {"adamw": 5.0})
+    assert len(list((places.kept / "gpt2").iterdir())) == gpt2.num_runs == 2 * 12 + len(SEEDS)
+    assert gpt2.later_runs == 12
+    evidence = Evidence(places, (gpt2,))
+    arm = evidence.tuned("gpt2", "adamw")
+    assert (arm.trials, arm.edges) == (24, {})
+    # The best is at a fifth of both ranges together, 6.3e-4.
+    assert arm.values is not None and 3e-4 < arm.values["lr"] < 1.3e-3
+    assert len(evidence.finals("gpt2", "adamw")) == len(SEEDS)
+
+
 def test_rates_stand_beside_the_gradients_that_were_seen(places):
     setting = with_arms("gpt2", "adamw", "sgd_sai")
     plant(places, setting, {"adamw": 5.0, "sgd_sai": 5.0})
@@ -295,7 +311,9 @@ def test_the_command_says_what_it_would_train(capsys):
     planned = json.loads(capsys.readouterr().out)
     beforehand = {each.name for each in SETTINGS if not each.afterwards}
     assert {row["setting"] for row in planned["rows"]} == beforehand
-    assert 0 < planned["core_seconds"] <= planned["allowed"] and planned["afterwards"] == 0
+    assert 0 < planned["core_seconds"] <= planned["allowed"]
+    second = sum((len(each.ranges) - 1) * each.later_runs * each.run_seconds for each in SETTINGS)
+    assert planned["afterwards"] == second > 0
 
 
 def test_what_was_asked_afterwards_is_trained_where_it_is_named(capsys):

@@ -48,8 +48,9 @@ class Setting:
             or measurements.
         own: fields that an arm alone has changed, by its name.
         worst_loss: of knowing nothing; a final loss above it counts as diverged.
-        trials: of each arm, with one seed.
-        ranges: to search in the place of what an optimizer's row declares, as `plan_tuning` has it.
+        trials: of each arm and search, with one seed.
+        ranges: to search in the place of what an optimizer's row declares, as `plan_tuning` has it;
+            one for each search, of which all but the first are beyond the budget.
         measured: whether the study is no training.
         alone: whether nothing else may run at that time, because the clock is read.
         afterwards: whether it was asked when the others had been decided: then it is beyond the
@@ -65,7 +66,7 @@ class Setting:
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     worst_loss: float = math.inf
     trials: int = TRIALS
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: tuple[Mapping[str, tuple[float, float]], ...] = ({},)
     measured: bool = False
     alone: bool = False
     afterwards: bool = False
@@ -81,20 +82,35 @@ class Setting:
         """Whether its Runs are the cells of a grid."""
         return not self.optimizers and not self.measured
 
+    def searches(self, optimizer: str) -> list[Search]:
+        """What is searched for an arm, one after another."""
+        plans = [
+            plan_tuning(
+                self.study,
+                optimizers=[optimizer],
+                budget=self.trials,
+                sampler="zoom",
+                ranges={
+                    key: ends for key, ends in ranges.items() if key.partition(".")[0] == optimizer
+                },
+                overrides={**self.overrides, **self.own.get(optimizer, {})},
+                out=Path(),
+            )
+            for ranges in self.ranges
+        ]
+        return [plan.searches[0] for plan in plans]
+
     def search(self, optimizer: str) -> Search:
-        """What is searched for an arm."""
-        plan = plan_tuning(
-            self.study,
-            optimizers=[optimizer],
-            budget=self.trials,
-            sampler="zoom",
-            ranges={
-                key: ends for key, ends in self.ranges.items() if key.partition(".")[0] == optimizer
-            },
-            overrides={**self.overrides, **self.own.get(optimizer, {})},
-            out=Path(),
-        )
-        return plan.searches[0]
+        """All that is searched for an arm, from the lowest to the highest value of each field."""
+        searches = self.searches(optimizer)
+        bounds = {
+            field: (
+                min(each.bounds[field][0] for each in searches),
+                max(each.bounds[field][1] for each in searches),
+            )
+            for field in searches[0].bounds
+        }
+        return replace(searches[0], bounds=bounds)
 
     def is_tuned(self, optimizer: str) -> bool:
         """Whether an arm has trials of its own."""
@@ -102,7 +118,8 @@ class Setting:
 
     def runs_of(self, optimizer: str) -> int:
         """How many trainings an arm takes."""
-        return len(SEEDS) + (self.trials + CANDIDATES) * self.is_tuned(optimizer)
+        tuning = len(self.ranges) * (self.trials + CANDIDATES)
+        return len(SEEDS) + tuning * self.is_tuned(optimizer)
 
     def cells(self) -> list[Run]:
         """The Runs of a grid, with seed 0."""
@@ -120,6 +137,14 @@ class Setting:
         if self.optimizers:
             return sum(map(self.runs_of, self.optimizers))
         return len(SEEDS) * (1 if self.measured else len(self.cells()))
+
+    @property
+    def later_runs(self) -> int:
+        """How many of them are beyond the budget."""
+        if self.afterwards:
+            return self.num_runs
+        again = (len(self.ranges) - 1) * (self.trials + CANDIDATES)
+        return again * sum(map(self.is_tuned, self.optimizers))
 
     @property
     def seconds(self) -> float:
@@ -190,7 +215,7 @@ def total_seconds(settings: tuple[Setting, ...]) -> float:
         >>> total_seconds(SETTINGS) <= MOST_SECONDS
         True
     """
-    planned = (setting.seconds for setting in settings if not setting.afterwards)
+    planned = ((each.num_runs - each.later_runs) * each.run_seconds for each in settings)
     return FIRST_STAGE_SECONDS + sum(planned)
 
 

@@ -27,7 +27,7 @@ from nomadam.experiments.claim_plan import (
 )
 from nomadam.experiments.configuration import Run, override, to_json
 from nomadam.experiments.kept_runs import keep_run
-from nomadam.experiments.search_spaces import Values, shown, zoomed
+from nomadam.experiments.search_spaces import Search, Values, shown, zoomed
 from nomadam.experiments.study import Study
 from nomadam.runs import FolderInUseError, RunFolder
 
@@ -96,8 +96,21 @@ class Tuned:
 
 
 def tuned(places: Places, setting: Setting, optimizer: str) -> Tuned:
-    """How far an arm's tuning has come: trials with one seed, and the best ones with another."""
-    search = setting.search(optimizer)
+    """How far an arm's tuning has come: of each search trials with one seed, the best with two."""
+    found = Tuned(trials=[], again=[], following=None)
+    for search in setting.searches(optimizer):
+        part = _searched(places, setting, search)
+        found = Tuned(
+            trials=found.trials + part.trials,
+            again=found.again + part.again,
+            following=part.following,
+        )
+        if part.following is not None:
+            break
+    return found
+
+
+def _searched(places: Places, setting: Setting, search: Search) -> Tuned:
     trials: list[tuple[Values, float]] = []
     for index in range(setting.trials):
         values = zoomed(search, index, setting.trials, trials)

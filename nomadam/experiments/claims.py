@@ -390,9 +390,11 @@ def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
             "setting": setting.name,
             "study": setting.study,
             "form": setting.why,
-            "afterwards": setting.afterwards,
+            "later_runs": setting.later_runs,
             "arms": len(setting.optimizers),
-            "trials": setting.trials + CANDIDATES if setting.optimizers else None,
+            "trials": len(setting.ranges) * (setting.trials + CANDIDATES)
+            if setting.optimizers
+            else None,
             "seeds": len(SEEDS),
             "runs": setting.num_runs,
             "run_seconds": setting.run_seconds,
@@ -403,12 +405,11 @@ def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
     return {
         "rows": rows,
         "core_seconds": total_seconds(settings),
-        "afterwards": sum(setting.seconds for setting in settings if setting.afterwards),
+        "afterwards": sum(each.later_runs * each.run_seconds for each in settings),
         "allowed": MOST_SECONDS,
     }
 
 
 def spent(evidence: Evidence) -> float:
-    """Seconds by the clock of the kept trainings that were planned, each on a core of its own."""
-    planned = (each.name for each in evidence.settings.values() if not each.afterwards)
-    return sum(map(evidence.seconds, planned))
+    """Seconds by the clock of all kept trainings, each on a core of its own."""
+    return sum(map(evidence.seconds, evidence.settings))

@@ -186,14 +186,17 @@ def _rates_table(rates: Mapping[str, Mapping[str, Any]]) -> str:
 def _budget_text(budget: Mapping[str, Any]) -> str:
     hours, allowed = (budget[key] / 3600 for key in ("core_seconds", "allowed"))
     took = budget["spent"] / 3600
-    later = [row["setting"] for row in budget["rows"] if row["afterwards"]]
+    later = [
+        f"{row['later_runs']} runs of `{row['setting']}`"
+        for row in budget["rows"]
+        if row["later_runs"]
+    ]
     return (
-        f"Planned: {hours:.1f} hours of one core, of {allowed:.0f} that were set for it. What is "
-        f"kept of it took {took:.1f} by the clock, with other work on the machine beside it. "
-        f"{' and '.join(f'`{name}`' for name in later)} were asked when the others had been "
-        f"decided, and are {budget['afterwards'] / 3600:.1f} hours more. First searches whose "
-        "ranges were found too low or too narrow (ResNet-18 three times, diffusion once) were two "
-        "hours more, and are not kept."
+        f"Planned: {hours:.1f} hours of one core, of {allowed:.0f} that were set for it. Added "
+        f"when others had been decided, and beyond that: {', '.join(later)}, "
+        f"{budget['afterwards'] / 3600:.1f} hours. All of it took {took:.1f} by the clock, with "
+        "other work on the machine beside it. First searches whose ranges were found too low or "
+        "too high (ResNet-18 twice, diffusion once) were an hour more, and are not kept."
     )
 
 

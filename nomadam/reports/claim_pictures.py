@@ -17,7 +17,7 @@ def draw_claims(kept: Path, finals: Collection[int], out: Path) -> list[Picture]
 
     Of arms the learning curves of the finals, with bands over their seeds, and the final loss of
     the trials against the learning rate; of a grid its heat maps and surfaces, over all seeds; of
-    measured gains the curves of one seed.
+    measured gains the curves of one seed; of the clock nothing.
 
     Args:
         kept: holds a folder for each setting, and those the folders of what has ended.
@@ -31,8 +31,8 @@ def draw_claims(kept: Path, finals: Collection[int], out: Path) -> list[Picture]
     for setting in sorted(path for path in kept.iterdir() if path.is_dir()):
         figures = out / setting.name
         studied = sorted(path.parent for path in setting.glob(f"*/{FILE}"))
-        folders = sorted(path.parent for path in setting.glob("*/run.json"))
-        if not folders:
+        folders = sorted(path.parent for path in setting.glob("*/metrics.jsonl"))
+        if not studied and not folders:
             continue
         figures.mkdir(parents=True, exist_ok=True)
         if studied:

@@ -97,7 +97,8 @@ def _draw_one(
     if values:
         mean = float(np.clip(np.mean(values), edges[0], edges[-1]))
         axes.axvline(mean, color=INK, linewidth=1.4)
-    words = _in_words(grid, family, measure)
+    # A line for what diverged: a column a family is narrow.
+    words = _in_words(grid, family, measure).replace(" cells, ", " cells,\n")
     title = f"{shown(family or grid.label, 34)}\n{words}"
     axes.set_title(title, fontsize=8.5, fontweight="normal")
     axes.grid(axis="x", visible=False)
