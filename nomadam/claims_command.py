@@ -66,11 +66,12 @@ def claims(
     are made with the same five. Whatever has ended is kept, so that the command goes on where it
     was interrupted. What is missing leaves a claim undecided.
     """
+    from nomadam.experiments.claim_budget import budget
     from nomadam.experiments.claim_evidence import Evidence
     from nomadam.experiments.claim_plan import SEEDS
     from nomadam.experiments.claim_runs import Places, train_all
     from nomadam.experiments.claim_settings import SETTINGS
-    from nomadam.experiments.claims import budget, verdicts
+    from nomadam.experiments.claims import verdicts
     from nomadam.reports.claim_pages import claims_page, with_claims
     from nomadam.reports.claim_pictures import draw_claims
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nomadam.experiments.claim_budget import budget, spent
 from nomadam.experiments.claim_evidence import Evidence
 from nomadam.experiments.claim_findings import (
     CLOCKED,
@@ -20,13 +21,7 @@ from nomadam.experiments.claim_findings import (
     robust,
     slower_early,
 )
-from nomadam.experiments.claim_plan import (
-    CANDIDATES,
-    MOST_SECONDS,
-    SEEDS,
-    Setting,
-    total_seconds,
-)
+from nomadam.experiments.claim_plan import Setting
 from nomadam.experiments.claim_rates import rates_of
 from nomadam.experiments.claim_settings import LEFT_OUT
 from nomadam.experiments.verdicts import (
@@ -381,35 +376,3 @@ def arms_of(evidence: Evidence, setting: Setting) -> list[dict[str, Any]]:
 def _ends(interval: Interval) -> list[float | None]:
     ends = (interval.mean, interval.low, interval.high)
     return [end if math.isfinite(end) else None for end in ends]
-
-
-def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
-    """What is trained and what it takes: a row a setting, and the sum."""
-    rows = [
-        {
-            "setting": setting.name,
-            "study": setting.study,
-            "form": setting.why,
-            "later_runs": setting.later_runs,
-            "arms": len(setting.optimizers),
-            "trials": len(setting.ranges) * (setting.trials + CANDIDATES)
-            if setting.optimizers
-            else None,
-            "seeds": len(SEEDS),
-            "runs": setting.num_runs,
-            "run_seconds": setting.run_seconds,
-            "core_seconds": setting.seconds,
-        }
-        for setting in settings
-    ]
-    return {
-        "rows": rows,
-        "core_seconds": total_seconds(settings),
-        "afterwards": sum(each.later_runs * each.run_seconds for each in settings),
-        "allowed": MOST_SECONDS,
-    }
-
-
-def spent(evidence: Evidence) -> float:
-    """Seconds by the clock of all kept trainings, each on a core of its own."""
-    return sum(map(evidence.seconds, evidence.settings))
