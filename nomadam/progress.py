@@ -13,7 +13,7 @@ BAR = "━━━━"  # as short as it gets
 
 
 class Progress:
-    """Show the step, the losses, tokens a second and the time left of one training run.
+    """Show the step, the losses, the speed and the time left of one training run.
 
     In a terminal one line is redrawn; elsewhere a plain line is written for the first step, each
     tenth of the run, every 30 seconds, and the last step.
@@ -68,7 +68,7 @@ class Progress:
         return stage
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Show one step, given as its line of ``metrics.jsonl``."""
+        """Show one step, given as its line of ``metrics.jsonl`` and the ``unit`` of its tokens."""
         step = record["step"]
         if self.first_step is None:
             # What came before the first step seen is known from the record, not from this clock.
@@ -96,9 +96,10 @@ class Progress:
         loss = f"loss {_loss(record.get('train_loss'))}"
         known = self.validation_loss is not None
         validation = [f"val {_loss(self.validation_loss)}"] if known else []
-        tokens = self.recent[-1][0] - self.recent[0][0]
+        counted = self.recent[-1][0] - self.recent[0][0]
         seconds = self.recent[-1][1] - self.recent[0][1]
-        speed = [f"{_short(tokens / seconds)} tokens/s"] if seconds > 0 else []
+        unit = record.get("unit", "token")
+        speed = [f"{_short(counted / seconds)} {unit}s/s"] if seconds > 0 else []
         forms = ["  ".join(words) for words in ([loss, *validation, *speed], [loss, *speed])]
         return next((words for words in forms if len(words) <= room), loss)
 

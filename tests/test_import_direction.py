@@ -28,9 +28,10 @@ LAYERS = {
     "progress": set(),
     "command_options": set(),
     "runs": {"durable_files"},
-    "experiments": METHODS | {"runs", "durable_files", "intervals", "progress"},
+    "experiments": METHODS | {"runs", "durable_files", "intervals", "progress", "units"},
     "intervals": set(),
-    "reports": {"runs", "durable_files", "intervals"},
+    "units": set(),
+    "reports": {"runs", "durable_files", "intervals", "units"},
     "integrations": METHODS,
     "cli": COMMAND_LINE
     | {"command_options", "compare_command", "claims_command", "profile_command", "tune_command"},
@@ -43,7 +44,7 @@ LAYERS = {
     "__main__": {"cli"},
 }
 EXCEPTIONS = {("diagnostics/doctor.py", "optimizers")}
-STANDARD_LIBRARY_ONLY = {"runs", "durable_files", "intervals"}
+STANDARD_LIBRARY_ONLY = {"runs", "durable_files", "intervals", "units"}
 WITHOUT_TORCH = {"reports"}
 REQUIRED = {"torch", "numpy"}  # what the bare install has; the command line also has typer
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "core"}

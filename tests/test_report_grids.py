@@ -238,6 +238,16 @@ def test_two_trials_with_one_decay_by_chance_are_no_line(tmp_path, drawn):
     assert sorted(shown) == [rate for rate, _ in cells]
 
 
+def test_a_random_arm_is_one_whatever_its_draws(tmp_path):
+    runs = [(1e-3, 0), (3e-3, 0), (3e-3, 100)]
+    folders = [
+        write_run(tmp_path / f"{lr}-{s}", "shuffled", lr=lr, seed=s, steps=5, arguments={"seed": s})
+        for lr, s in runs
+    ]
+    ((label, arms),) = read_comparison(folders).tuned()
+    assert label == "shuffled" and len(arms) == 3
+
+
 def test_trials_do_not_crowd_out_the_finals(trials):
     assert len(trials.arms) == 50 and len(best_of_each(trials)) == 5
     for arm in best_of_each(trials):

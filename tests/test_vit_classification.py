@@ -13,6 +13,7 @@ from nomadam.experiments.vit_classification import (
     demo,
     demo_learning_rates,
 )
+from nomadam.progress import Progress
 from nomadam.reports import write_report
 from nomadam.reports.arms import read_comparison
 from nomadam.reports.reading import read_run
@@ -149,9 +150,12 @@ def test_an_unknown_optimizer_and_settings_out_of_range():
         )
 
 
-def test_the_report_counts_images(tmp_path):
+def test_progress_and_report_count_images(tmp_path, capsys):
     run = override(demo(), SMALL)
-    go(run, tmp_path / "run")
+    with Progress("adamw", run.steps) as progress:
+        go(run, tmp_path / "run", progress=progress)
+    printed = capsys.readouterr().err
+    assert " images/s  " in printed and "tokens" not in printed
     comparison = read_comparison([tmp_path / "run"])
     assert comparison.unit == "image"
     assert read_run(tmp_path / "run").data["validation_images"] == 599

@@ -14,6 +14,7 @@ from nomadam.experiments.comparison import Arm
 from nomadam.experiments.configuration import Run
 from nomadam.experiments.preparation import Device
 from nomadam.runs import RunFolder
+from nomadam.units import num_held_out
 
 MEASURED_STEPS = 4
 BYTES = {"fp32": 4, "bf16_autocast": 4, "bf16": 2}
@@ -146,9 +147,7 @@ def estimate(
 
 def validation_batches(run: Run, data: Mapping[str, Any]) -> int:
     """Number of batches of one evaluation; where the data does not tell its size, at least 1."""
-    sizes = ("validation_images", "validation_pairs", "validation_tokens")
-    rows = next((data[size] for size in sizes if size in data), 0)
-    rows //= run.data.tokens_per_row
+    rows = (num_held_out(data) or 0) // run.data.tokens_per_row
     rows *= getattr(run.data, "draws", 1)  # a noised image is held out so many times
     whole = max(1, math.ceil(rows / run.batch_size))
     if run.evaluation_batches is None:

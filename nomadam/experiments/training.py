@@ -28,6 +28,7 @@ from nomadam.experiments.preparation import (
 from nomadam.experiments.resources import peak_memory_mb, reset_peak_memory, synchronize
 from nomadam.experiments.results import write_result
 from nomadam.runs import Interrupted, RunFolder
+from nomadam.units import unit_of
 
 
 def train(
@@ -58,8 +59,8 @@ def train(
         folder: the run folder; made where it is missing.
         device: ``auto`` takes CUDA, else MPS, else the CPU.
         cache: folder for prepared data; default the user's cache folder.
-        progress: called with the record of each step, as it stands in ``metrics.jsonl``; of several
-            processes only in the first.
+        progress: called with the record of each step, as it stands in ``metrics.jsonl``, and with
+            the ``unit`` of its tokens; of several processes only in the first.
         again: train from the beginning though the folder holds this Run already.
         tensorboard: write TensorBoard event files as well.
         first_stage: False starts from fresh weights in any case, to measure the cost alone.
@@ -138,6 +139,7 @@ def _loop(
         parts.model.train()
         _set_mode(optimizer, "train")
     tokens_a_step = run.batch_size * run.accumulation * run.data.tokens_per_row
+    unit = unit_of(parts.dataset.description)
     wanted = tensorboard and parts.is_main
     with event_files(
         home.path / "tensorboard", first_step=parts.step + 1, wanted=wanted
@@ -182,7 +184,7 @@ def _loop(
                 home.append_metrics(record)
                 write_events(record)
                 if progress is not None:
-                    progress(record)
+                    progress({**record, "unit": unit})
             if diverged:
                 return step
             stopped = processes.summed(float(stop.requested), device) > 0

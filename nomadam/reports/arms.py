@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nomadam.reports.reading import RunRecord, number, read_folders
+from nomadam.units import HELD_OUT, unit_of
 
 # What makes a validation loss another quantity: the text, its tokens, or the part held out.
-SIZES = {"validation_images": "image", "validation_pairs": "pair", "validation_tokens": "token"}
-DATA_IDENTITY = ("sha256", "tokenizer_sha256", *SIZES)
+DATA_IDENTITY = ("sha256", "tokenizer_sha256", *HELD_OUT)
 # Beside the model and the data, what makes a comparison of optimizers uneven.
 UNEQUAL_TERMS = ("steps", "batch_size", "accumulation", "precision", "evaluation_batches")
 RATE, DECAY, ARGUMENTS = "optimizer.lr", "optimizer.weight_decay", "optimizer.arguments."
@@ -107,8 +107,7 @@ class Comparison:
     @property
     def unit(self) -> str:
         """What a row of the data counts: `token`, `pair` or `image`."""
-        data = self.runs[0].data
-        return next((unit for key, unit in SIZES.items() if data.get(key) is not None), "token")
+        return unit_of(self.runs[0].data)
 
     @property
     def loss_unit(self) -> str:
@@ -157,7 +156,8 @@ class Comparison:
     def tuned(self) -> list[tuple[str, list[Arm]]]:
         """Return (label, arms) of arms that differ in what is tuned only.
 
-        That is the learning rate, the decay, and the optimizer's arguments that are fractions.
+        That is the learning rate, the decay, the optimizer's arguments that are fractions, and a
+        seed among them, which follows that of the run.
         """
         return self.groups(*tuned_fields(self.arms))
 
@@ -177,12 +177,12 @@ def best(arms: Sequence[Arm]) -> Arm:
 
 
 def tuned_fields(arms: Sequence[Arm]) -> list[str]:
-    """Return the fields of the configuration that a tuning may change."""
+    """Return the fields of the configuration that a tuning may change, and the arm's own seed."""
     arguments = {
         key: None
         for arm in arms
         for key, value in arm.configuration.items()
-        if key.startswith(ARGUMENTS) and isinstance(value, float)
+        if key == f"{ARGUMENTS}seed" or (key.startswith(ARGUMENTS) and isinstance(value, float))
     }
     return [RATE, DECAY, *arguments]
 

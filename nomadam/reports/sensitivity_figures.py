@@ -88,7 +88,7 @@ def draw_sensitivity(comparison: Comparison, folder: Path) -> Picture | None:
                 level = comparison.reference.loss()
                 axes.axhline(np.nan if level is None else level, color=INK, linewidth=1, zorder=1)
             if panel:
-                axes.set_title(shown(panel, 21), fontsize=8.5)
+                axes.set_title(shown(panel, 22), fontsize=8.5, fontweight="normal")
         _finish(figure, grid, len(panels), columns, comparison.loss_unit)
         joined = {one.label for one in series if one.lines}
         handles = [
