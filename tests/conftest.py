@@ -1,7 +1,15 @@
-"""One thread for every test: small tensors gain nothing from more, and workers share the cores."""
+"""One thread for every test, and interruptions that arrive.
+
+Small tensors gain nothing from more threads, and workers share the cores.
+"""
+
+import signal
 
 import pytest
 import torch
+
+# A shell has SIGINT ignored in what it starts in the background: tests of interruption would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

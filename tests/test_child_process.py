@@ -28,7 +28,7 @@ def interrupt_parent_then_save(parent, path):
     try:
         os.kill(parent, signal.SIGINT)
         while True:
-            signal.pause()
+            time.sleep(0.05)  # not `pause`, which a signal just before it does not end
     except KeyboardInterrupt:
         # The copy that a terminal sends to the whole process group.
         os.kill(os.getpid(), signal.SIGINT)
@@ -72,7 +72,7 @@ def wait_and_save(folder):
     try:
         (folder / "ready").write_text(str(os.getpid()))
         while True:
-            signal.pause()
+            time.sleep(0.05)  # not `pause`, which a signal just before it does not end
     except KeyboardInterrupt:
         (folder / "saved").write_text("saved")
 
@@ -122,7 +122,7 @@ def interrupt_parent_when_all_are_there(parent, folder, mine, other):
         if mine == "a":
             os.kill(parent, signal.SIGINT)
         while True:
-            signal.pause()
+            time.sleep(0.05)  # not `pause`, which a signal just before it does not end
     except KeyboardInterrupt:
         (folder / f"{mine} saved").touch()
         raise
@@ -139,7 +139,7 @@ def save_when_interrupted(folder, name):
     try:
         (folder / name).touch()
         while True:
-            signal.pause()
+            time.sleep(0.05)  # not `pause`, which a signal just before it does not end
     except KeyboardInterrupt:
         (folder / f"{name} saved").touch()
         raise

@@ -19,6 +19,7 @@ COLUMNS = {"test_trains": "train", "test_resumes": "resume", "test_sharded": "sh
 WORST_FIRST = ("failed", "skipped", "passed")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded: a test that asks for it fails
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that a test starts, as the fixture in this
 
 
 @pytest.fixture(autouse=True)
