@@ -56,6 +56,13 @@ def test_the_files_of_python_3_are_read_and_the_folder_of_the_archive(tmp_path):
     assert np.array_equal(load_cifar(str(tmp_path)).images, images)
 
 
+def test_an_array_that_is_held_by_columns_is_the_same(tmp_path):
+    rows = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
+    content = {b"data": np.asfortranarray(rows), b"labels": [3, 4]}
+    (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=2))
+    assert np.array_equal(read_batch(tmp_path / "batch")[0].reshape(2, 3072), rows)
+
+
 def test_means_and_deviations_are_those_of_the_images_to_train_on(written, data):
     train = written[1][:30].astype(np.float64)
     assert data.means == pytest.approx(train.mean((0, 2, 3)), rel=1e-6)
@@ -130,6 +137,9 @@ HOSTILE = {
         integer(7), b"G" + struct.pack(">d", 0.5)
     ),
     "a negative label": python2_batch(np.zeros((2, 3072), np.uint8), [0, -1]),
+    "labels in a list each": python2_batch(np.zeros((1, 3072), np.uint8), [0]).replace(
+        b"](" + integer(0) + b"e", b"](](" + integer(0) + b"ee"
+    ),
     "no image": python2_batch(np.zeros((0, 3072), np.uint8), []),
     "fewer bytes than it says": python2_batch(np.zeros((2, 3072), np.uint8), [0, 1]).replace(
         integer(2) + integer(3072), integer(9) + integer(3072)

@@ -260,6 +260,11 @@ def test_e2e_without_its_test_set_is_judged_by_the_development_set(tmp_path):
         ("trainset.csv", f'mr,ref\n"name[A], {"a " * 60_000}",A text.\n', "line 2: mr must"),
         ("trainset.csv", "mr,ref,ref\nname[it],A text.,B.\n", "more than one column ref"),
         ("trainset.csv", "mr,ref\nname[it],   \n", "line 2: mr must be such as"),
+        (
+            "trainset.csv",
+            "mr,ref\nname[A], area[x],A text.\n",
+            "2: has more fields than the 2",
+        ),
         ("testset_w_refs.csv", b"mr,ref\nname[\xff\xfe],a b\n", "is no CSV in UTF-8"),
         ("trainset.csv", 'mr,ref\nname[it],"A text', "is no CSV in UTF-8"),
     ],

@@ -220,6 +220,8 @@ def read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         images, labels = content[b"data"], np.asarray(content[b"labels"])
         if labels.size and labels.dtype.kind not in "iu":
             raise ValueError(f"its labels must be whole numbers, are {labels.dtype}")
+        if labels.ndim != 1:
+            raise ValueError(f"its labels must be a number an image, have shape {labels.shape}")
         labels = labels.astype(np.int64)
         if isinstance(images, _Array):
             images = images.to_numpy()
@@ -245,9 +247,9 @@ class _Array:
 
     def to_numpy(self) -> np.ndarray:
         _, shape, kind, in_columns, content = self.state
-        if not isinstance(kind, _Type) or kind.name not in (b"u1", "u1") or in_columns:
-            raise ValueError("its data are no array of bytes in rows")
-        return np.frombuffer(content, np.uint8).reshape(shape)
+        if not isinstance(kind, _Type) or kind.name not in (b"u1", "u1"):
+            raise ValueError("its data are no array of bytes")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if in_columns else "C")
 
 
 class _Type:

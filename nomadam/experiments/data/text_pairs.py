@@ -285,6 +285,11 @@ def _e2e_pairs(path: Path) -> Iterator[Pair]:
                     f"mr and ref, this one {', '.join(rows.fieldnames or ()) or 'none'}"
                 )
             for row in rows:
+                if None in row:
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}: has more fields than the "
+                        f"{len(rows.fieldnames or ())} columns; commas belong in quotes"
+                    )
                 target = " ".join((row["ref"] or "").split())
                 told = (row["mr"] or "").strip()
                 known = _attributes(told)
