@@ -10,6 +10,7 @@ from nomadam import terminal
 from nomadam.command_options import FAILED, FINISHED, Cache, Json, Traceback, option, out_option
 from nomadam.durable_files import write_atomically, write_json
 from nomadam.progress import NoProgress
+from nomadam.runs import refuse_file
 
 EPILOG = """\b
 Examples:
@@ -72,7 +73,7 @@ def claims(
     from nomadam.experiments.claim_runs import Places, train_all
     from nomadam.experiments.claim_settings import SETTINGS
     from nomadam.experiments.claims import verdicts
-    from nomadam.reports.claim_pages import claims_page, with_claims
+    from nomadam.reports.claim_pages import check_markers, claims_page, with_claims
     from nomadam.reports.claim_pictures import draw_claims
 
     known = [setting.name for setting in SETTINGS]
@@ -81,12 +82,16 @@ def claims(
             raise ValueError(f"--setting {name!r}: must be one of {', '.join(known)}")
     if decide and chosen:
         raise ValueError("--decide takes all that is kept: leave out --setting, or train")
-    if page is not None and not page.is_file():
-        raise ValueError(f"--page {page} is no file")
+    if page is not None:
+        if not page.is_file():
+            raise ValueError(f"--page {page} is no file")
+        check_markers(page.read_text(encoding="utf-8"))
     settings = tuple(
         each for each in SETTINGS if (each.name in chosen if chosen else not each.afterwards)
     )
     places = Places(kept=out or Path("results/claims"), work=work or Path("runs/claims"))
+    for folder in (places.kept, places.work, *([] if pictures is None else [pictures])):
+        refuse_file(folder)
     if decide and not any((places.kept / name).is_dir() for name in known):
         raise ValueError(f"--decide: {places.kept} keeps no trainings of {', '.join(known)}")
     if dry_run:

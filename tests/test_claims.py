@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +26,15 @@ def with_arms(name, *optimizers):
     return replace(BY_NAME[name], optimizers=optimizers)
 
 
-def keep(places, setting, made, result, seed=None, early=None):
+def keep(places, setting, made, result, seed=None, early=6.0):
     """A kept folder, as a training would leave it."""
     folder = places.folder(setting, made, seed)
     folder.mkdir(parents=True)
     header = {"format": 1, "run": to_json(made)}
     (folder / "run.json").write_text(json.dumps(header))
     (folder / "result.json").write_text(json.dumps({"status": "finished", **result}))
-    records = [{"step": 50, "validation_loss": early}] if early is not None else []
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    record = {"step": 50, "validation_loss": early}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
 
 def plant(places, setting, losses, *, near_best=0.005, early=None, state=None):
@@ -52,7 +53,7 @@ def plant(places, setting, losses, *, near_best=0.005, early=None, state=None):
                 "state_bytes": (state or {}).get(job.optimizer, 0),
                 "state_bytes_per_param": 4.0,
             }
-            keep(places, setting, run, result, early=(early or {}).get(job.optimizer))
+            keep(places, setting, run, result, early=(early or {}).get(job.optimizer, 6.0))
 
 
 def found(places, *settings):
@@ -151,7 +152,9 @@ def test_a_diverged_final_counts_against_us(places):
     assert "1 diverged" in answer.ours and answer.n == 4
 
 
-@pytest.mark.parametrize(("wider", "verdict"), [("sgd_sai", "held"), ("adamw", "not held")])
+@pytest.mark.parametrize(
+    ("wider", "verdict"), [("sgd_sai", "held"), ("adamw", "not held"), ("none", "undecided")]
+)
 def test_robust_is_wide_and_high(places, wider, verdict):
     grid = BY_NAME["vit_grid"]
     cells = grid.cells()
@@ -171,7 +174,8 @@ def test_robust_is_wide_and_high(places, wider, verdict):
     answers, _ = found(places)
     answer = answers["robust-vit_grid-adamw"]
     assert answer.verdict == verdict
-    assert "1.81" in answer.ours and "0.60" in answer.ours
+    assert ("1.81" in answer.ours) == (wider != "none") and "0.60" in answer.ours
+    assert ("widths could not tell" in answer.ours) == (wider == "none")
 
 
 def test_a_grid_that_is_best_at_an_edge_says_so(places):
@@ -334,6 +338,15 @@ def test_the_command_refuses_what_is_not_there(options, words, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--page", "--pictures", "--work", "--out"])
+def test_what_could_not_be_written_is_refused_before_any_training(option, tmp_path, capsys):
+    file = tmp_path / "notes.md"
+    file.write_text("no marks\n")
+    assert main(["claims", "--setting", "clock", option, str(file)]) == 2
+    assert ("has no part" if option == "--page" else "is a file") in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "no marks\n"
+
+
 def test_the_command_decides_all_of_what_is_there(tmp_path, capsys):
     assert main(["claims", "--decide", "--setting", "vit"]) == 2
     assert "leave out --setting" in capsys.readouterr().err
@@ -342,16 +355,48 @@ def test_the_command_decides_all_of_what_is_there(tmp_path, capsys):
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("content", [None, '{"step": 50, "validation_lo'])
-def test_a_damaged_file_of_what_is_kept_is_named(places, content):
+EVALUATION = '{"step": 50, "validation_loss": %s, "grad_norm": %s}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", None),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '{"step": 50, "validation_lo'),
+        ("metrics.jsonl", "[1]"),
+        ("metrics.jsonl", "1"),
+        ("metrics.jsonl", '{"a": 1}'),
+        ("metrics.jsonl", '{"step": 50, "grad_norm": 1.0}'),
+        ("metrics.jsonl", EVALUATION % ("NaN", 1.0)),
+        ("metrics.jsonl", EVALUATION % ("null", 1.0)),
+        ("metrics.jsonl", EVALUATION % (6.5, '"1"')),
+        ("gains.json", '{"format": 1, "blocks": 3}'),
+        ("run.json", "{"),
+        ("result.json", '{"status": "finished", "validation_loss": 4.9}'),
+    ],
+)
+def test_a_damaged_file_of_what_is_kept_is_named(places, name, content):
     gpt2 = with_arms("gpt2", "adamw", "sgd_sai")
     plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.9}, early={"adamw": 6.0, "sgd_sai": 6.5})
-    file = places.folder(gpt2, final_runs(places, gpt2, "adamw")[0]) / "metrics.jsonl"
-    file.unlink()
+    verdicts(found(places, gpt2)[1])
+    file = places.folder(gpt2, final_runs(places, gpt2, "sgd_sai")[0]) / name
+    file.unlink(missing_ok=True)
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ValueError, match=f"{file} is missing or damaged"):
-        found(places, gpt2)
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        verdicts(found(places, gpt2)[1])
+
+
+def test_a_number_that_is_lost_is_no_divergence(places):
+    vit = with_arms("vit", "adamw", "sgd_sai")
+    plant(places, vit, {"adamw": 0.5, "sgd_sai": 0.6})
+    file = places.folder(vit, final_runs(places, vit, "sgd_sai")[0]) / "result.json"
+    kept = json.loads(file.read_text())
+    del kept["validation_accuracy"]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=f"{file} is .* no number validation_accuracy"):
+        verdicts(found(places, vit)[1])
 
 
 def test_the_command_decides_what_is_kept(tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomadam.durable_files import is_number
 from nomadam.experiments.claim_plan import AT_THE_VALUES_OF, SEEDS, Setting, with_seed
 from nomadam.experiments.claim_runs import Places, final_runs, tuned
 from nomadam.experiments.claim_settings import SETTINGS
@@ -15,6 +16,9 @@ from nomadam.experiments.configuration import Run
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
 from nomadam.runs import RunFolder
+
+# A training: its folder, and what is in `result.json`.
+Kept = tuple[Path, dict[str, Any]]
 
 # Seed to learning rate and decay to the number; None where the training diverged.
 Cells = Mapping[int, Mapping[tuple[float, float], float | None]]
@@ -53,24 +57,28 @@ class Evidence:
         self.settings = {setting.name: setting for setting in settings}
 
     @functools.cache  # noqa: B019
-    def _results(self, setting: str, optimizer: str) -> dict[int, dict[str, Any]]:
+    def _results(self, setting: str, optimizer: str) -> dict[int, Kept]:
         chosen = self.settings[setting]
         found = {}
         for run in final_runs(self.places, chosen, optimizer):
             if (result := self.places.result(chosen, run)) is not None:
-                found[run.seed] = result
+                found[run.seed] = self.places.folder(chosen, run), result
         return found
 
     def results(self, setting: str, optimizer: str) -> list[dict[str, Any]]:
         """What the finals of an arm have left in ``result.json``."""
-        return list(self._results(setting, optimizer).values())
+        return [result for _, result in self._results(setting, optimizer).values()]
 
     def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
-        """A number of the finals of an arm, None where the training diverged or learnt nothing."""
+        """A number of the finals of an arm, None where the training diverged or learnt nothing.
+
+        Raises:
+            ValueError: a training that has finished does not have it, naming the file.
+        """
         chosen = self.settings[setting]
         return {
-            seed: result[measure] if chosen.has_learnt(result) else None
-            for seed, result in self._results(setting, optimizer).items()
+            seed: _number(kept, measure) if chosen.has_learnt(kept[1]) else None
+            for seed, kept in self._results(setting, optimizer).items()
         }
 
     def errors(self, setting: str, optimizer: str) -> Finals:
@@ -79,11 +87,18 @@ class Evidence:
         return {seed: None if got is None else 1 - got for seed, got in accuracies.items()}
 
     def early(self, setting: str, optimizer: str, step: int) -> Finals:
-        """The validation loss of the finals of an arm at an earlier step."""
-        found = {}
-        for run, _, records in self.records(setting, optimizer):
+        """The validation loss of the finals of an arm at an earlier step, None where it diverged.
+
+        Raises:
+            ValueError: a training that has finished was not evaluated there, naming the file.
+        """
+        found: dict[int, float | None] = {}
+        for run, folder, records in self.records(setting, optimizer):
             losses = {record["step"]: record["validation_loss"] for record in records}
             found[run.seed] = losses.get(step)
+            _, result = self._results(setting, optimizer)[run.seed]
+            if found[run.seed] is None and result["status"] == "finished":
+                raise _damaged(folder / "metrics.jsonl", f"no validation loss of step {step}")
         return found
 
     def records(
@@ -98,7 +113,7 @@ class Evidence:
         for run in final_runs(self.places, chosen, optimizer):
             if self.places.result(chosen, run) is not None:
                 folder = self.places.folder(chosen, run)
-                yield run, folder, _lines(folder / "metrics.jsonl")
+                yield run, folder, _records(folder / "metrics.jsonl")
 
     @functools.cache  # noqa: B019
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
@@ -118,10 +133,17 @@ class Evidence:
         )
 
     def seconds(self, setting: str) -> float:
-        """By the clock, of all that is kept of a setting, trials and finals."""
-        results = (self.places.kept / setting).glob("*/result.json")
-        known = (RunFolder(path.parent).read_result() or {} for path in results)
-        return sum(result.get("seconds") or 0.0 for result in known)
+        """By the clock, of all that is kept of a setting, trials and finals.
+
+        Raises:
+            ValueError: one of them can not be read, naming the file.
+        """
+        folders = [
+            RunFolder(file.parent) for file in (self.places.kept / setting).glob("*/result.json")
+        ]
+        for folder in folders:
+            folder.read_header()
+        return sum((folder.read_result() or {}).get("seconds") or 0.0 for folder in folders)
 
     def cells(self, setting: str, optimizer: str, measure: str, diverged: float | None) -> Cells:
         """A number of every cell of a grid, by seed; seeds with a missing cell are left out.
@@ -135,18 +157,14 @@ class Evidence:
         chosen, found = self.settings[setting], {}
         runs = [run for run in chosen.cells() if run.optimizer.name == optimizer]
         for seed in SEEDS:
-            results = {
-                (run.optimizer.lr, run.optimizer.weight_decay): self.places.result(
-                    chosen, with_seed(run, seed)
-                )
-                for run in runs
-            }
-            if all(result is not None for result in results.values()):
-                found[seed] = {
-                    cell: result[measure] if chosen.has_learnt(result) else diverged
-                    for cell, result in results.items()
-                    if result is not None
-                }
+            cells: dict[tuple[float, float], float | None] = {}
+            for run in [with_seed(run, seed) for run in runs]:
+                if (result := self.places.result(chosen, run)) is not None:
+                    kept = self.places.folder(chosen, run), result
+                    value = _number(kept, measure) if chosen.has_learnt(result) else diverged
+                    cells[run.optimizer.lr, run.optimizer.weight_decay] = value
+            if len(cells) == len(runs):
+                found[seed] = cells
         return found
 
     def numbers(self, setting: str, name: str) -> Finals:
@@ -158,10 +176,29 @@ class Evidence:
         return found
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _records(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{file} is missing or damaged; without its folder that training is made again: {error}"
-        ) from error
+        raise _damaged(file, str(error)) from error
+    for record in records:
+        if not isinstance(record, dict) or not {"step", "validation_loss"} <= record.keys():
+            raise _damaged(file, f"{record!r} is no evaluation")
+        for name, value in record.items():
+            if value is not None and not is_number(value):
+                raise _damaged(file, f"{name} = {value!r} is no number")
+    return records
+
+
+def _number(kept: Kept, measure: str) -> float:
+    folder, result = kept
+    value = result.get(measure)
+    if value is None or not is_number(value):
+        raise _damaged(folder / "result.json", f"no number {measure}")
+    return value
+
+
+def _damaged(file: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{file} is missing or damaged; without its folder that training is made again: {why}"
+    )

@@ -146,6 +146,13 @@ def _widths(cells: Cells) -> dict[int, float | None]:
     return widths
 
 
+def _of_one_rate(*widths: Finals) -> str:
+    """In words, where no width could have been smaller."""
+    known = [width for each in widths for width in each.values() if width]
+    one = bool(known) and max(known) < 3 * WIDTH_MARGIN
+    return ", a single rate everywhere, so that widths could not tell" if one else ""
+
+
 def _at_an_edge(optimizer: str, cells: Cells) -> str:
     """In words, where the cell that is best over the seeds lies at an edge of its grid."""
     losses: dict[tuple[float, float], list[float]] = {}
@@ -185,7 +192,8 @@ def robust(setting: str, theirs: str) -> Callable[[Evidence], Found]:
         lower = paired(means[1], means[0])
         text = (
             f"{_between(widths[0], widths[1], 2)} decades: "
-            f"{told(narrower.interval and narrower.interval.scaled(-1), 'decades')}; grid mean "
+            f"{told(narrower.interval and narrower.interval.scaled(-1), 'decades')}"
+            f"{_of_one_rate(*widths)}; grid mean "
             f"{_between(means[0], means[1], 1)} % top-1: "
             f"{told(lower.interval and lower.interval.scaled(-1), 'points', 1)}"
             f"{''.join(edges)}"

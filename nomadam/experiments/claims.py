@@ -192,7 +192,8 @@ CLAIMS = (
                 "depth",
                 "over depth",
                 "largest_spread_over_depth",
-                "largest over smallest gain of the layers of any kind of tensor, less 1,",
+                "at the last step, largest over smallest gain of the layers of any kind of "
+                "tensor, less 1,",
             ),
         )
         for group in ("matrices", "vectors")

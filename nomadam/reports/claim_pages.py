@@ -44,14 +44,22 @@ def with_claims(text: str, found: Mapping[str, Any]) -> str:
     Raises:
         ValueError: the page has no such part.
     """
+    check_markers(text)
     section = f"<!-- begin claims -->\n{claims_page(found)}\n<!-- end claims -->"
     # A function, since backslashes in the text are no groups.
-    filled, count = MARKERS.subn(lambda _: section, text)
-    if not count:
+    return MARKERS.sub(lambda _: section, text)
+
+
+def check_markers(text: str) -> None:
+    """Refuse a page that has no part for the claims.
+
+    Raises:
+        ValueError: saying how it is marked.
+    """
+    if not MARKERS.search(text):
         raise ValueError(
             "the page has no part between <!-- begin claims --> and <!-- end claims -->"
         )
-    return filled
 
 
 def _tally(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -82,19 +90,19 @@ def _claims_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _limits() -> str:
     return (
         "Small models and short trainings on two cores. The intervals are over seeds: not over "
-        "tunings, nor texts or images, nor a correction for the number of rows. Few trials, at the "
-        "same points of every arm's ranges: where an arm is best between them it looks worse than "
-        "it is. On ResNet-18 nine trials had missed SGD-SaI's best by 10 % of the loss, so it has "
-        "25 trials in wider ranges for all; other settings have not been searched so. Rates and "
-        "decays are chosen on the held-out data that decides. LoRA starts from one first stage for "
-        "all seeds. Held-out digits are of the same hands as those trained on; top-1 is near its "
-        "ceiling on them: one point is 6 images. The grids tell widths to a step of 0.60 decades, "
-        "and end where the paper's do not. "
-        "A training whose final loss is above that of knowing nothing counts as diverged. An arm "
-        "with three fields to search had no more trials than one with one. The English is the "
-        "prose within the other text. That the gains of "
-        "matrices are constant is nearly arithmetic: a gain is √(N − 1) wherever the mean of the "
-        "N entries is small beside their spread; drift is that of single batches, noise and all."
+        "tunings, nor texts or images, nor a correction for the number of rows. Few trials, at the"
+        " same points of every arm's ranges: where an arm is best between them it looks worse than"
+        " it is. On ResNet-18 nine trials, which are not kept, had missed SGD-SaI's best by 10 % "
+        "of the loss, so it has 25 in wider ranges for all; other settings have not been searched "
+        "so. Rates and decays are chosen on the held-out data that decides. LoRA starts from one "
+        "first stage for all seeds. Held-out digits are of the same hands as those trained on; "
+        "top-1 is near its ceiling on them: one point is 6 images. The grids tell widths to a step"
+        " of 0.60 decades, and end where the paper's do not. A training whose final loss is above "
+        "that of knowing nothing counts as diverged. An arm with three fields to search had no "
+        "more trials than one with one. The English is the prose within the other text. That the "
+        "gains of matrices are constant is nearly arithmetic: a gain is √(N − 1) wherever the mean"
+        " of the N entries is small beside their spread; drift is that of single batches, noise "
+        "and all."
     )
 
 
