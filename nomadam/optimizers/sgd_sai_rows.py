@@ -56,9 +56,8 @@ class RowSGDSaI(Optimizer):
             dimensions, or a parameter is complex.
         RuntimeError: From `step`, for sparse gradients, before anything is changed.
 
-    Source: our own. A square root of the ratio, and not the ratio as in Adam, was better on texts
-    and on images; so was sharing the length of the step over keeping each row to its own first
-    gradient, which diverged.
+    Source: our own. A square root of the ratio, and not the ratio as in Adam, and a length of the
+    step that the rows share: first trials, which are not kept, were better with both.
 
     Examples:
         >>> table = nn.Parameter(torch.zeros(2, 2))

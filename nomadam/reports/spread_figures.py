@@ -112,4 +112,4 @@ def _in_words(grid: Grid, family: str | None, measure: Measure) -> str:
     arms = list(grid.cells.values()) if family is None else grid.of_family(family)
     values, lost = _values(grid, family, measure), sum(map(is_lost, arms))
     text = f"{with_sd(*mean_and_sd(values), digits=measure.digits)}, {len(values)} cells"
-    return f"{text}, {lost} diverged" if lost else text
+    return f"{text}, {lost} diverged: not counted" if lost else text
