@@ -21,6 +21,7 @@ def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
             "seeds": len(SEEDS),
             "runs": setting.num_runs,
             "run_seconds": setting.run_seconds,
+            "final_seconds": setting.final_seconds,
             "core_seconds": setting.seconds,
         }
         for setting in settings
@@ -28,7 +29,7 @@ def budget(settings: tuple[Setting, ...]) -> dict[str, Any]:
     return {
         "rows": rows,
         "core_seconds": total_seconds(settings),
-        "afterwards": sum(each.later_runs * each.run_seconds for each in settings),
+        "afterwards": sum(each.later_seconds for each in settings),
         "allowed": MOST_SECONDS,
     }
 

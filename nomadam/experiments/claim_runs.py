@@ -136,7 +136,7 @@ def final_runs(places: Places, setting: Setting, optimizer: str) -> list[Run]:
     best = tuned(places, setting, source).best
     if best is None:
         return []
-    run = setting.search(optimizer).run(best)
+    run = override(setting.search(optimizer).run(best), setting.finals)
     return [seeded(run, seed) for seed in SEEDS]
 
 
