@@ -136,8 +136,10 @@ def show_budget(planned: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         terminal.show_json(planned)
         return
-    keys = ("setting", "form", "arms", "trials", "seeds", "runs", "run_seconds", "core_seconds")
-    heads = ["setting", "form", "arms", "trials", "seeds", "runs", "s each", "s in all"]
+    keys = ("setting", "form", "arms", "trials", "seeds", "runs")
+    keys += ("run_seconds", "final_seconds", "core_seconds")
+    heads = ["setting", "form", "arms", "trials", "seeds", "runs"]
+    heads += ["s each", "s a final", "s in all"]
     rows = [
         [terminal.NONE if row[key] in (None, 0) else f"{row[key]}" for key in keys]
         for row in planned["rows"]

@@ -15,7 +15,7 @@ from nomadam.experiments.claim_plan import (
 )
 from nomadam.experiments.claim_runs import Places, runs_of
 from nomadam.experiments.claim_settings import SETTINGS
-from nomadam.experiments.configuration import short_hash
+from nomadam.experiments.configuration import override, short_hash
 from nomadam.experiments.search_spaces import zoomed
 from nomadam.optimizers.baselines import BASELINES
 
@@ -73,6 +73,19 @@ def test_all_trials_of_an_arm_differ_and_the_finals_have_other_seeds():
             assert {run.optimizer.name for run in runs} == {optimizer}
             names |= {short_hash(run) for run in runs}
         assert len(names) == chosen.trials * len(chosen.optimizers)
+
+
+def test_trials_on_gpt2_see_a_part_of_the_held_out_text_and_finals_all_of_it():
+    for chosen in SETTINGS:
+        if chosen.study.startswith("gpt2_pretraining"):
+            trial = chosen.search("sgd_sai").run({"optimizer.lr": 0.01})
+            assert trial.evaluation_batches == 16
+            final = override(trial, chosen.finals)
+            assert final.evaluation_batches is None and final.steps == trial.steps
+            assert chosen.final_seconds is not None and chosen.final_seconds > chosen.run_seconds
+            assert chosen.later_seconds > chosen.later_runs * chosen.run_seconds
+        else:
+            assert not chosen.finals and chosen.final_seconds is None
 
 
 def test_cells_and_seeds_have_folders_of_their_own():

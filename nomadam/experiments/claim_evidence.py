@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,6 @@ from nomadam.experiments.configuration import Run
 from nomadam.experiments.search_spaces import Edge, Values, short
 from nomadam.experiments.verdicts import Finals
 from nomadam.runs import RunFolder
-
-# A training: its folder, and what is in `result.json`.
-Kept = tuple[Path, dict[str, Any]]
 
 # Seed to learning rate and decay to the number; None where the training diverged.
 Cells = Mapping[int, Mapping[tuple[float, float], float | None]]
@@ -43,6 +40,51 @@ class TunedArm:
     trials: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A training that has ended.
+
+    Args:
+        run: what was trained.
+        folder: where it is kept.
+        result: what is in ``result.json``.
+    """
+
+    run: Run
+    folder: Path
+    result: dict[str, Any]
+
+    def number(self, measure: str) -> float:
+        """A number of its result.
+
+        Raises:
+            ValueError: there is none, naming the file.
+        """
+        value = self.result.get(measure)
+        if value is None or not is_number(value):
+            raise _damaged(self.folder / "result.json", f"no number {measure}")
+        return value
+
+    def records(self) -> list[dict[str, Any]]:
+        """The evaluations that are kept of ``metrics.jsonl``.
+
+        Raises:
+            ValueError: the file is missing or damaged, naming it.
+        """
+        file = self.folder / "metrics.jsonl"
+        try:
+            records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise _damaged(file, str(error)) from error
+        for record in records:
+            if not isinstance(record, dict) or not {"step", "validation_loss"} <= record.keys():
+                raise _damaged(file, f"{record!r} is no evaluation")
+            for name, value in record.items():
+                if value is not None and not is_number(value):
+                    raise _damaged(file, f"{name} = {value!r} is no number")
+        return records
+
+
 class Evidence:
     """Reads what is kept of the trainings; what has not ended is missing, and nothing is trained.
 
@@ -56,18 +98,17 @@ class Evidence:
         self.places = places
         self.settings = {setting.name: setting for setting in settings}
 
-    @functools.cache  # noqa: B019
-    def _results(self, setting: str, optimizer: str) -> dict[int, Kept]:
-        chosen = self.settings[setting]
-        found = {}
-        for run in final_runs(self.places, chosen, optimizer):
-            if (result := self.places.result(chosen, run)) is not None:
-                found[run.seed] = self.places.folder(chosen, run), result
-        return found
+    def _kept(self, setting: Setting, run: Run) -> Kept | None:
+        result = self.places.result(setting, run)
+        folder = self.places.folder(setting, run)
+        return None if result is None else Kept(run=run, folder=folder, result=result)
 
-    def results(self, setting: str, optimizer: str) -> list[dict[str, Any]]:
-        """What the finals of an arm have left in ``result.json``."""
-        return [result for _, result in self._results(setting, optimizer).values()]
+    @functools.cache  # noqa: B019
+    def trained(self, setting: str, optimizer: str) -> list[Kept]:
+        """The finals of an arm that have ended."""
+        chosen = self.settings[setting]
+        runs = final_runs(self.places, chosen, optimizer)
+        return [kept for run in runs if (kept := self._kept(chosen, run)) is not None]
 
     def finals(self, setting: str, optimizer: str, measure: str = "validation_loss") -> Finals:
         """A number of the finals of an arm, None where the training diverged or learnt nothing.
@@ -77,8 +118,8 @@ class Evidence:
         """
         chosen = self.settings[setting]
         return {
-            seed: _number(kept, measure) if chosen.has_learnt(kept[1]) else None
-            for seed, kept in self._results(setting, optimizer).items()
+            kept.run.seed: kept.number(measure) if chosen.has_learnt(kept.result) else None
+            for kept in self.trained(setting, optimizer)
         }
 
     def errors(self, setting: str, optimizer: str) -> Finals:
@@ -93,27 +134,12 @@ class Evidence:
             ValueError: a training that has finished was not evaluated there, naming the file.
         """
         found: dict[int, float | None] = {}
-        for run, folder, records in self.records(setting, optimizer):
-            losses = {record["step"]: record["validation_loss"] for record in records}
-            found[run.seed] = losses.get(step)
-            _, result = self._results(setting, optimizer)[run.seed]
-            if found[run.seed] is None and result["status"] == "finished":
-                raise _damaged(folder / "metrics.jsonl", f"no validation loss of step {step}")
+        for kept in self.trained(setting, optimizer):
+            losses = {record["step"]: record["validation_loss"] for record in kept.records()}
+            found[kept.run.seed] = losses.get(step)
+            if losses.get(step) is None and kept.result["status"] == "finished":
+                raise _damaged(kept.folder / "metrics.jsonl", f"no validation loss of step {step}")
         return found
-
-    def records(
-        self, setting: str, optimizer: str
-    ) -> Iterator[tuple[Run, Path, list[dict[str, Any]]]]:
-        """The finals of an arm, their folders, and what is kept of ``metrics.jsonl``.
-
-        Raises:
-            ValueError: that file is missing or damaged, naming it.
-        """
-        chosen = self.settings[setting]
-        for run in final_runs(self.places, chosen, optimizer):
-            if self.places.result(chosen, run) is not None:
-                folder = self.places.folder(chosen, run)
-                yield run, folder, _records(folder / "metrics.jsonl")
 
     @functools.cache  # noqa: B019
     def tuned(self, setting: str, optimizer: str) -> TunedArm:
@@ -159,9 +185,9 @@ class Evidence:
         for seed in SEEDS:
             cells: dict[tuple[float, float], float | None] = {}
             for run in [with_seed(run, seed) for run in runs]:
-                if (result := self.places.result(chosen, run)) is not None:
-                    kept = self.places.folder(chosen, run), result
-                    value = _number(kept, measure) if chosen.has_learnt(result) else diverged
+                if (kept := self._kept(chosen, run)) is not None:
+                    learnt = chosen.has_learnt(kept.result)
+                    value = kept.number(measure) if learnt else diverged
                     cells[run.optimizer.lr, run.optimizer.weight_decay] = value
             if len(cells) == len(runs):
                 found[seed] = cells
@@ -174,28 +200,6 @@ class Evidence:
             if (result := self.places.result(chosen, study, seed)) is not None:
                 found[seed] = result.get(name)
         return found
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    try:
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise _damaged(file, str(error)) from error
-    for record in records:
-        if not isinstance(record, dict) or not {"step", "validation_loss"} <= record.keys():
-            raise _damaged(file, f"{record!r} is no evaluation")
-        for name, value in record.items():
-            if value is not None and not is_number(value):
-                raise _damaged(file, f"{name} = {value!r} is no number")
-    return records
-
-
-def _number(kept: Kept, measure: str) -> float:
-    folder, result = kept
-    value = result.get(measure)
-    if value is None or not is_number(value):
-        raise _damaged(folder / "result.json", f"no number {measure}")
-    return value
 
 
 def _damaged(file: Path, why: str) -> ValueError:

@@ -28,12 +28,14 @@ def rates_of(evidence: Evidence, setting: Setting) -> dict[str, Any] | None:
     """
     tuned = {name: evidence.tuned(setting.name, name).values for name in ("adamw", "sgd_sai")}
     norms, blocks = [], 0
-    for run, folder, records in evidence.records(setting.name, "sgd_sai"):
-        longest = math.inf if run.clip_norm is None else run.clip_norm
-        norms += [min(one["grad_norm"], longest) for one in records if one.get("grad_norm")]
-        held = (RunFolder(folder).read_object("gains.json") or {}).get("blocks", {})
+    for kept in evidence.trained(setting.name, "sgd_sai"):
+        longest = math.inf if kept.run.clip_norm is None else kept.run.clip_norm
+        norms += [min(one["grad_norm"], longest) for one in kept.records() if one.get("grad_norm")]
+        held = (RunFolder(kept.folder).read_object("gains.json") or {}).get("blocks", {})
         if not isinstance(held, dict):
-            raise ValueError(f"{folder / 'gains.json'} is damaged: its blocks are no gains by name")
+            raise ValueError(
+                f"{kept.folder / 'gains.json'} is damaged: its blocks are no gains by name"
+            )
         blocks = len(held)
     theirs, ours = tuned["adamw"], tuned["sgd_sai"]
     if theirs is None or ours is None or not norms or not blocks:

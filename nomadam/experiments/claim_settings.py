@@ -91,8 +91,8 @@ SETTINGS = (
         worst_loss=NO_TOKEN,
         run_seconds=55,
         final_seconds=105,
-        why="250 steps of 500, half of the validation batches; AdamW and Adam-mini with the "
-        "paper's beta2 of 0.95",
+        why="250 steps of 500; trials see 16 batches of the held-out text, finals all of it; AdamW "
+        "and Adam-mini with the paper's beta2 of 0.95",
     ),
     Setting(
         name="vit",
@@ -175,7 +175,7 @@ SETTINGS = (
         worst_loss=NO_TOKEN,
         run_seconds=116,
         final_seconds=190,
-        why="all 500 steps, half of the validation batches; beta2 as in gpt2",
+        why="all 500 steps, otherwise as gpt2",
     ),
     Setting(
         name="resnet18_grid",

@@ -364,9 +364,8 @@ def arms_of(evidence: Evidence, setting: Setting) -> list[dict[str, Any]]:
             "to_adamw_percent": against and _ends(against),
             "state_bytes_per_param": mean(state),
         }
-        if any(
-            "validation_accuracy" in result for result in evidence.results(setting.name, optimizer)
-        ):
+        trained = evidence.trained(setting.name, optimizer)
+        if any("validation_accuracy" in kept.result for kept in trained):
             row["validation_accuracy"] = mean(
                 evidence.finals(setting.name, optimizer, "validation_accuracy")
             )

@@ -199,17 +199,21 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
         for row in budget["rows"]
         if row["later_runs"]
     ]
+    longer = [f"`{row['setting']}`" for row in budget["rows"] if row["final_seconds"]]
     return (
         f"Planned: {hours:.1f} hours of one core, of {allowed:.0f} that were set for it. Added "
         f"when others had been decided, and beyond that: {', '.join(later)}, "
-        f"{budget['afterwards'] / 3600:.1f} hours. All of it took {took:.1f} by the clock, with "
-        "other work on the machine beside it. First searches whose ranges were found too low or "
-        "too high (ResNet-18 twice, diffusion once) were an hour more, and are not kept."
+        f"and that the finals of {', '.join(longer)} are evaluated on all of the held-out text: "
+        f"{budget['afterwards'] / 3600:.1f} hours. Training steps alone took {took:.1f} by the "
+        "clock, with other work on the machine beside it. First searches whose ranges were found "
+        "too low or too high (ResNet-18 twice, diffusion once) were an hour more, and first finals "
+        "on GPT-2, judged on a part of the text, two; they are not kept."
     )
 
 
 def _budget_table(budget: Mapping[str, Any]) -> str:
-    heads = ["setting", "study", "form", "arms", "trials", "seeds", "runs", "s each", "s in all"]
+    heads = ["setting", "study", "form", "arms", "trials", "seeds", "runs"]
+    heads += ["s each", "s a final", "s in all"]
     cells = [
         [
             row["setting"],
@@ -217,6 +221,7 @@ def _budget_table(budget: Mapping[str, Any]) -> str:
             row["form"],
             *(str(row[key] or "–") for key in ("arms", "trials", "seeds", "runs")),
             f"{row['run_seconds']:g}",
+            str(row["final_seconds"] or "–"),
             f"{row['core_seconds']:,.0f}",
         ]
         for row in budget["rows"]
