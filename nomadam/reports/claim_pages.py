@@ -90,19 +90,19 @@ def _claims_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _limits() -> str:
     return (
         "Small models and short trainings on two cores. The intervals are over seeds: not over "
-        "tunings, nor texts or images, nor a correction for the number of rows. Few trials, at the"
-        " same points of every arm's ranges: where an arm is best between them it looks worse than"
-        " it is. On ResNet-18 nine trials, which are not kept, had missed SGD-SaI's best by 10 % "
-        "of the loss, so it has 25 in wider ranges for all; other settings have not been searched "
-        "so. Rates and decays are chosen on the held-out data that decides. LoRA starts from one "
-        "first stage for all seeds. Held-out digits are of the same hands as those trained on; "
-        "top-1 is near its ceiling on them: one point is 6 images. The grids tell widths to a step"
-        " of 0.60 decades, and end where the paper's do not. A training whose final loss is above "
-        "that of knowing nothing counts as diverged. An arm with three fields to search had no "
-        "more trials than one with one. The English is the prose within the other text. That the "
-        "gains of matrices are constant is nearly arithmetic: a gain is √(N − 1) wherever the mean"
-        " of the N entries is small beside their spread; drift is that of single batches, noise "
-        "and all."
+        "tunings, nor texts or images, nor a correction for the number of rows. Few trials, at "
+        "the same points of every arm's ranges: where an arm is best between them it looks worse "
+        "than it is. On ResNet-18 nine trials, which are not kept, had missed SGD-SaI's best by "
+        "10 % of the loss, so it has 25 in wider ranges for all; other settings have not been "
+        "searched so. Rates and decays are chosen on the held-out data that decides, on GPT-2 on "
+        "the first files of it. LoRA starts from one first stage for all seeds. Held-out digits "
+        "are of the same hands as those trained on; top-1 is near its ceiling on them: one point "
+        "is 6 images. The grids tell widths to a step of 0.60 decades, and end where the paper's "
+        "do not. A training whose final loss is above that of knowing nothing counts as diverged. "
+        "An arm with three fields to search had no more trials than one with one. The English is "
+        "the prose within the other text. That the gains of matrices are constant is nearly "
+        "arithmetic: a gain is √(N − 1) wherever the mean of the N entries is small beside their "
+        "spread; drift is that of single batches, noise and all."
     )
 
 
