@@ -171,8 +171,9 @@ def _rates_text() -> str:
     return (
         "A step of AdamW moves a block of N elements by about lr · √N, one of SGD-SaI by lr · √N "
         "times the norm of the block's gradient. If B blocks share the norm G of the whole one "
-        "alike, equal steps need rates in the ratio √B / G. G is the median over the finals of "
-        "SGD-SaI, after clipping. Seen afterwards, and no claim."
+        "alike, equal steps need rates in the ratio √B / G. G is the median over the steps of "
+        "SGD-SaI's finals at which they were evaluated (in bytes the last ones alone), after "
+        "clipping. Seen afterwards, and no claim."
     )
 
 
@@ -206,8 +207,8 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
         f"and that the finals of {', '.join(longer)} are evaluated on all of the held-out text: "
         f"{budget['afterwards'] / 3600:.1f} hours. Training steps alone took {took:.1f} by the "
         "clock, with other work on the machine beside it. First searches whose ranges were found "
-        "too low or too high (ResNet-18 twice, diffusion once) were an hour more, and first finals "
-        "on GPT-2, judged on a part of the text, two; they are not kept."
+        "too low or too high (ResNet-18 twice, diffusion once) were an hour more, and are not kept;"
+        " first finals on GPT-2, judged on a part of the text, were two."
     )
 
 
