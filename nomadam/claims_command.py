@@ -1,6 +1,6 @@
 """The command `nomadam claims`: the trainings behind the claims, and the verdict on each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +70,7 @@ def claims(
     from nomadam.experiments.claim_budget import budget
     from nomadam.experiments.claim_evidence import Evidence
     from nomadam.experiments.claim_plan import SEEDS
-    from nomadam.experiments.claim_runs import Places, train_all
+    from nomadam.experiments.claim_runs import Places, num_kept, train_all
     from nomadam.experiments.claim_settings import SETTINGS
     from nomadam.experiments.claims import verdicts
     from nomadam.reports.claim_pages import check_markers, claims_page, with_claims
@@ -95,7 +95,10 @@ def claims(
     if decide and not any((places.kept / name).is_dir() for name in known):
         raise ValueError(f"--decide: {places.kept} keeps no trainings of {', '.join(known)}")
     if dry_run:
-        show_budget(budget(settings), as_json=as_json)
+        planned = budget(settings)
+        for row, setting in zip(planned["rows"], settings, strict=True):
+            row["kept"] = num_kept(places, setting)
+        show_budget(planned, [each.name for each in SETTINGS if each not in settings], as_json)
         return FINISHED
     failure = None
     try:
@@ -131,22 +134,37 @@ def claims(
     return FINISHED
 
 
-def show_budget(planned: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print what is trained, and how long it takes."""
+def show_budget(planned: Mapping[str, Any], others: Sequence[str], as_json: bool) -> None:
+    """Print what is trained, how much of it is kept already, and how long the rest takes."""
     if as_json:
         terminal.show_json(planned)
         return
-    keys = ("setting", "form", "arms", "trials", "seeds", "runs")
+    keys = ("setting", "arms", "trials", "seeds", "runs", "kept")
     keys += ("run_seconds", "final_seconds", "core_seconds")
-    heads = ["setting", "form", "arms", "trials", "seeds", "runs"]
-    heads += ["s each", "s a final", "s in all"]
+    heads = [
+        "setting",
+        "arms",
+        "trials",
+        "seeds",
+        "runs",
+        "kept",
+        "s each",
+        "s a final",
+        "s in all",
+    ]
     rows = [
-        [terminal.NONE if row[key] in (None, 0) else f"{row[key]}" for key in keys]
+        [terminal.NONE if row[key] in (None, 0) else f"{row[key]:g}" for key in keys[1:]]
         for row in planned["rows"]
     ]
-    terminal.show_table(heads, rows)
+    names = [row["setting"] for row in planned["rows"]]
+    terminal.show_table(heads, [[name, *row] for name, row in zip(names, rows, strict=True)])
+    for row in planned["rows"]:
+        terminal.show(f"{row['setting']}: {row['form']}")
+    if others:
+        terminal.show(f"not among them, unless named by --setting: {', '.join(others)}")
+    left = sum(row["core_seconds"] * (1 - row["kept"] / row["runs"]) for row in planned["rows"])
     seconds = planned["core_seconds"] + planned["afterwards"]
-    terminal.show(f"{seconds / 3600:.1f} hours of one core")
+    terminal.show(f"{seconds / 3600:.1f} hours of one core, of which {left / 3600:.1f} are left")
 
 
 def show_claims(found: Mapping[str, Any]) -> None:

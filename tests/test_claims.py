@@ -11,7 +11,14 @@ import pytest
 from nomadam.cli import main
 from nomadam.experiments.claim_evidence import Evidence
 from nomadam.experiments.claim_plan import CANDIDATES, SECOND_SEED, SEEDS, TRIALS, jobs
-from nomadam.experiments.claim_runs import Places, final_runs, is_ready, next_run, runs_of
+from nomadam.experiments.claim_runs import (
+    Places,
+    final_runs,
+    is_ready,
+    next_run,
+    num_kept,
+    runs_of,
+)
 from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.claims import CLAIMS, verdicts
 from nomadam.experiments.configuration import to_json
@@ -310,24 +317,72 @@ def test_pages_hold_verdicts_alone_in_their_cells(places):
         with_claims("no marks", held)
 
 
-def test_the_command_says_what_it_would_train(capsys):
-    assert main(["claims", "--dry-run", "--json"]) == 0
+def test_finals_see_all_of_the_held_out_text_and_trials_its_first_files(places):
+    gpt2 = with_arms("gpt2", "adamw", "sgd_sai", "sgd_sai_sqrt_numel")
+    plant(places, gpt2, {"adamw": 5.0, "sgd_sai": 4.9, "sgd_sai_sqrt_numel": 4.9})
+    for job in jobs((gpt2,)):
+        assert job.optimizer is not None
+        finals = final_runs(places, gpt2, job.optimizer)
+        assert [run.seed for run in finals] == list(SEEDS)
+        assert {run.evaluation_batches for run in finals} == {None}
+        trials = [run for run in runs_of(places, job) if run not in finals]
+        assert {run.evaluation_batches for run in trials} <= {16}
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_cross_entropy_stands_beside_a_loss_that_is_smoothed(places, smoothed):
+    losses, entropies = {"adamw": 0.6, "sgd_sai": 0.66}, {"adamw": 0.2, "sgd_sai": 0.3}
+    vit = with_arms("vit", *losses)
+    plant(places, vit, losses)
+    for arm in losses:
+        for run in final_runs(places, vit, arm):
+            file = places.folder(vit, run) / "result.json"
+            kept = json.loads(file.read_text())
+            entropy = entropies[arm] if smoothed else kept["validation_loss"]
+            file.write_text(json.dumps({**kept, "validation_cross_entropy": entropy}))
+    answers, evidence = found(places, vit)
+    words = "; cross entropy alone +50.0 % (+50.0 to +50.0)"
+    assert answers["matches-adamw-vit"].ours.endswith(words) == smoothed
+    assert ("cross entropy alone" in answers["matches-adamw-vit"].ours) == smoothed
+    arms = {row["optimizer"]: row for row in verdicts(evidence)["arms"]["vit"]}
+    assert arms["adamw"].get("validation_cross_entropy") == (0.2 if smoothed else None)
+    heads = claims_page(verdicts(evidence)).split("`vit`:")[1].split("`")[0].splitlines()[2]
+    assert ("| cross entropy |" in heads) == smoothed
+
+
+def test_the_command_says_what_it_would_train(tmp_path, capsys):
+    assert main(["claims", "--dry-run", "--json", "--out", str(tmp_path)]) == 0
     planned = json.loads(capsys.readouterr().out)
     beforehand = {each.name for each in SETTINGS if not each.afterwards}
     assert {row["setting"] for row in planned["rows"]} == beforehand
+    assert {row["kept"] for row in planned["rows"]} == {0}
     assert 0 < planned["core_seconds"] <= planned["allowed"]
     again = (9 + 3) * 2 * 71 + (25 + 3) * 6 * 10  # second searches of gpt2_long and resnet18
     longer = 5 * (17 * (105 - 55) + 2 * (130 - 71) + 2 * (190 - 116))
     assert planned["afterwards"] == again + longer
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_asked_afterwards_is_trained_where_it_is_named(capsys):
-    assert main(["claims", "--dry-run", "--json", "--setting", "gpt2_prose"]) == 0
+def test_what_was_asked_afterwards_is_trained_where_it_is_named(tmp_path, capsys):
+    options = ["claims", "--dry-run", "--setting", "gpt2_prose", "--out", str(tmp_path)]
+    assert main([*options, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert [row["setting"] for row in planned["rows"]] == ["gpt2_prose"]
     assert planned["afterwards"] == BY_NAME["gpt2_prose"].seconds
-    assert main(["claims", "--dry-run", "--setting", "gpt2_prose"]) == 0
-    assert "0.9 hours of one core" in capsys.readouterr().out
+    assert main(options) == 0
+    assert "0.8 hours of one core, of which 0.8 are left" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_not_trained_again(places, capsys):
+    clock, lora = BY_NAME["clock"], with_arms("lora", "adamw")
+    options = ["claims", "--dry-run", "--json", "--out", str(places.kept)]
+    assert num_kept(places, clock) == num_kept(places, lora) == 0
+    keep(places, clock, clock.studies()[3], {}, seed=3)
+    plant(places, lora, {"adamw": 5.0})
+    assert (num_kept(places, clock), num_kept(places, lora)) == (1, lora.num_runs)
+    assert main([*options, "--setting", "clock", "--setting", "lora"]) == 0
+    kept = [row["kept"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert sorted(kept) == [1, lora.num_runs]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ class Evidence:
             for kept in self.trained(setting, optimizer)
         }
 
+    def has(self, setting: str, optimizer: str, measure: str) -> bool:
+        """Whether a final of an arm has such a number."""
+        return any(measure in kept.result for kept in self.trained(setting, optimizer))
+
+    def cross_entropies(self, setting: str, optimizer: str) -> Finals:
+        """Of the finals of an arm; none where they are its losses, which are not smoothed."""
+        if not self.has(setting, optimizer, "validation_cross_entropy"):
+            return {}
+        found = self.finals(setting, optimizer, "validation_cross_entropy")
+        return {} if found == self.finals(setting, optimizer) else found
+
     def errors(self, setting: str, optimizer: str) -> Finals:
         """1 − top-1 of the finals of an arm."""
         accuracies = self.finals(setting, optimizer, "validation_accuracy")

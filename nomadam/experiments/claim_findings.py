@@ -107,9 +107,17 @@ def by_loss(
         one, other = (evidence.finals(setting, each) for each in (ours, theirs))
         pairs = paired(one, other)
         text = f"loss {_between(one, other)}: {told(percent(pairs), '%')}"
+        text += _without_smoothing(evidence, setting, ours, theirs)
         return Found(ours=text, n=len(pairs.differences), verdict=rule(pairs))
 
     return find
+
+
+def _without_smoothing(evidence: Evidence, setting: str, ours: str, theirs: str) -> str:
+    """The difference in words where the loss is smoothed; smoothed ones have a floor above 0."""
+    one, other = (evidence.cross_entropies(setting, each) for each in (ours, theirs))
+    interval = percent(paired(one, other))
+    return "" if interval is None else f"; cross entropy alone {told(interval, '%', 1)}"
 
 
 def by_accuracy(
@@ -127,9 +135,9 @@ def by_accuracy(
         ]
         text = f"top-1 {_between(*accuracies, digits=1)} %: {told(points, 'points')}"
         loss = percent(paired(evidence.finals(setting, OURS), evidence.finals(setting, theirs)))
-        return Found(
-            ours=f"{text}; loss {told(loss, '%')}", n=len(pairs.differences), verdict=rule(pairs)
-        )
+        text += f"; loss {told(loss, '%')}"
+        text += _without_smoothing(evidence, setting, OURS, theirs)
+        return Found(ours=text, n=len(pairs.differences), verdict=rule(pairs))
 
     return find
 

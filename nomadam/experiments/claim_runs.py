@@ -168,6 +168,15 @@ def next_run(places: Places, job: Job) -> Run | None:
     return next((run for run in runs if places.result(job.setting, run) is None), None)
 
 
+def num_kept(places: Places, setting: Setting) -> int:
+    """How many trainings or measurements of a setting have ended already."""
+    if setting.measured:
+        studies = setting.studies()
+        return sum(places.result(setting, studies[seed], seed) is not None for seed in studies)
+    runs = [run for job in jobs((setting,)) for run in runs_of(places, job)]
+    return sum(places.result(setting, run) is not None for run in runs)
+
+
 def is_ready(places: Places, job: Job) -> bool:
     """Whether the values are known at which an arm without trials of its own is trained."""
     if job.optimizer is None or job.setting.is_tuned(job.optimizer):

@@ -364,11 +364,11 @@ def arms_of(evidence: Evidence, setting: Setting) -> list[dict[str, Any]]:
             "to_adamw_percent": against and _ends(against),
             "state_bytes_per_param": mean(state),
         }
-        trained = evidence.trained(setting.name, optimizer)
-        if any("validation_accuracy" in kept.result for kept in trained):
-            row["validation_accuracy"] = mean(
-                evidence.finals(setting.name, optimizer, "validation_accuracy")
-            )
+        if evidence.has(setting.name, optimizer, "validation_accuracy"):
+            accuracies = evidence.finals(setting.name, optimizer, "validation_accuracy")
+            row["validation_accuracy"] = mean(accuracies)
+        if entropies := evidence.cross_entropies(setting.name, optimizer):
+            row["validation_cross_entropy"] = mean(entropies)
         rows.append(row)
     return sorted(rows, key=lambda row: row["validation_loss"] or float("inf"))
 
