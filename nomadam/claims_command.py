@@ -70,7 +70,7 @@ def claims(
     from nomadam.experiments.claim_budget import budget
     from nomadam.experiments.claim_evidence import Evidence
     from nomadam.experiments.claim_plan import SEEDS
-    from nomadam.experiments.claim_runs import Places, num_kept, train_all
+    from nomadam.experiments.claim_runs import Places, ended_and_left, train_all
     from nomadam.experiments.claim_settings import SETTINGS
     from nomadam.experiments.claims import verdicts
     from nomadam.reports.claim_pages import check_markers, claims_page, with_claims
@@ -82,6 +82,8 @@ def claims(
             raise ValueError(f"--setting {name!r}: must be one of {', '.join(known)}")
     if decide and chosen:
         raise ValueError("--decide takes all that is kept: leave out --setting, or train")
+    if decide and dry_run:
+        raise ValueError("--decide trains nothing: --dry-run has nothing to tell")
     if page is not None:
         if not page.is_file():
             raise ValueError(f"--page {page} is no file")
@@ -97,8 +99,9 @@ def claims(
     if dry_run:
         planned = budget(settings)
         for row, setting in zip(planned["rows"], settings, strict=True):
-            row["kept"] = num_kept(places, setting)
-        show_budget(planned, [each.name for each in SETTINGS if each not in settings], as_json)
+            row["kept"], row["left_seconds"] = ended_and_left(places, setting)
+        later = [] if chosen else [each.name for each in SETTINGS if each.afterwards]
+        show_budget(planned, later, as_json=as_json)
         return FINISHED
     failure = None
     try:
@@ -134,35 +137,23 @@ def claims(
     return FINISHED
 
 
-def show_budget(planned: Mapping[str, Any], others: Sequence[str], as_json: bool) -> None:
+def show_budget(planned: Mapping[str, Any], later: Sequence[str], *, as_json: bool) -> None:
     """Print what is trained, how much of it is kept already, and how long the rest takes."""
     if as_json:
         terminal.show_json(planned)
         return
-    keys = ("setting", "arms", "trials", "seeds", "runs", "kept")
-    keys += ("run_seconds", "final_seconds", "core_seconds")
-    heads = [
-        "setting",
-        "arms",
-        "trials",
-        "seeds",
-        "runs",
-        "kept",
-        "s each",
-        "s a final",
-        "s in all",
-    ]
+    columns = {"arms": "arms", "trials": "trials", "seeds": "seeds", "runs": "runs", "kept": "kept"}
+    columns |= {"run_seconds": "s each", "final_seconds": "s a final", "core_seconds": "s in all"}
     rows = [
-        [terminal.NONE if row[key] in (None, 0) else f"{row[key]:g}" for key in keys[1:]]
+        [row["setting"], *(f"{row[key]:g}" if row[key] else terminal.NONE for key in columns)]
         for row in planned["rows"]
     ]
-    names = [row["setting"] for row in planned["rows"]]
-    terminal.show_table(heads, [[name, *row] for name, row in zip(names, rows, strict=True)])
+    terminal.show_table(["setting", *columns.values()], rows)
     for row in planned["rows"]:
         terminal.show(f"{row['setting']}: {row['form']}")
-    if others:
-        terminal.show(f"not among them, unless named by --setting: {', '.join(others)}")
-    left = sum(row["core_seconds"] * (1 - row["kept"] / row["runs"]) for row in planned["rows"])
+    if later:
+        terminal.show(f"not among them, unless named by --setting: {', '.join(later)}")
+    left = sum(row["left_seconds"] for row in planned["rows"])
     seconds = planned["core_seconds"] + planned["afterwards"]
     terminal.show(f"{seconds / 3600:.1f} hours of one core, of which {left / 3600:.1f} are left")
 

@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from claim_folders import BY_NAME, found, keep, plant, with_arms
 
 from nomadam.cli import main
-from nomadam.experiments.claim_runs import Places, final_runs, num_kept
+from nomadam.experiments.claim_runs import Places, ended_and_left, final_runs
 from nomadam.experiments.claim_settings import SETTINGS
 from nomadam.experiments.claims import CLAIMS, verdicts
 
@@ -41,15 +42,36 @@ def test_what_was_asked_afterwards_is_trained_where_it_is_named(tmp_path, capsys
 
 
 def test_what_is_kept_is_not_trained_again(places, capsys):
-    clock, lora = BY_NAME["clock"], with_arms("lora", "adamw")
-    options = ["claims", "--dry-run", "--json", "--out", str(places.kept)]
-    assert num_kept(places, clock) == num_kept(places, lora) == 0
+    clock, lora, gpt2 = BY_NAME["clock"], with_arms("lora", "adamw"), with_arms("gpt2", "adamw")
+    assert ended_and_left(places, clock) == (0, 5 * 6)
+    assert ended_and_left(places, lora) == (0, 100 + 17 * 22)
+    assert ended_and_left(places, gpt2) == (0, 12 * 55 + 5 * 105)
     keep(places, clock, clock.studies()[3], {}, seed=3)
     plant(places, lora, {"adamw": 5.0})
-    assert (num_kept(places, clock), num_kept(places, lora)) == (1, lora.num_runs)
-    assert main([*options, "--setting", "clock", "--setting", "lora"]) == 0
-    kept = [row["kept"] for row in json.loads(capsys.readouterr().out)["rows"]]
-    assert sorted(kept) == [1, lora.num_runs]
+    plant(places, gpt2, {"adamw": 5.0})
+    assert ended_and_left(places, clock) == (1, 4 * 6)
+    assert ended_and_left(places, lora) == (17, 0)
+    shutil.rmtree(places.folder(gpt2, final_runs(places, gpt2, "adamw")[0]))
+    assert ended_and_left(places, gpt2) == (16, 105)
+
+
+def test_a_dry_run_tells_what_is_kept_and_what_is_left(places, capsys):
+    clock = BY_NAME["clock"]
+    for seed, study in clock.studies().items():
+        keep(places, clock, study, {}, seed=seed)
+    options = ["claims", "--dry-run", "--out", str(places.kept)]
+    assert main([*options, "--setting", "clock"]) == 0
+    told = capsys.readouterr().out
+    assert "0.0 hours of one core, of which 0.0 are left" in told and "not among them" not in told
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    assert "12.3 hours of one core, of which 12.3 are left" in told
+    assert "unless named by --setting: gpt2_prose, gpt2_bytes\n" in told
+    assert main([*options, "--json", "--setting", "clock"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["kept"], row["left_seconds"]) == (5, 0)
+    assert main([*options, "--decide"]) == 2
+    assert "--decide trains nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,11 @@ def _without_smoothing(evidence: Evidence, setting: str, ours: str, theirs: str)
     return "" if interval is None else f"; cross entropy alone {told(interval, '%', 1)}"
 
 
-def by_accuracy(
-    setting: str, rule: Callable[[Pairs], Verdict], theirs: str = REFERENCE
-) -> Callable[[Evidence], Found]:
-    """SGD-SaI and another arm set against each other by their final top-1."""
+def by_accuracy(setting: str, rule: Callable[[Pairs], Verdict]) -> Callable[[Evidence], Found]:
+    """SGD-SaI and AdamW set against each other by their final top-1."""
 
     def find(evidence: Evidence) -> Found:
-        one, other = (evidence.errors(setting, each) for each in (OURS, theirs))
+        one, other = (evidence.errors(setting, each) for each in (OURS, REFERENCE))
         pairs = paired(one, other)
         points = pairs.interval and pairs.interval.scaled(-100)
         accuracies = [
@@ -134,9 +132,9 @@ def by_accuracy(
             for each in (one, other)
         ]
         text = f"top-1 {_between(*accuracies, digits=1)} %: {told(points, 'points')}"
-        loss = percent(paired(evidence.finals(setting, OURS), evidence.finals(setting, theirs)))
+        loss = percent(paired(evidence.finals(setting, OURS), evidence.finals(setting, REFERENCE)))
         text += f"; loss {told(loss, '%')}"
-        text += _without_smoothing(evidence, setting, OURS, theirs)
+        text += _without_smoothing(evidence, setting, OURS, REFERENCE)
         return Found(ours=text, n=len(pairs.differences), verdict=rule(pairs))
 
     return find

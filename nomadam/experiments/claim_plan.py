@@ -157,7 +157,9 @@ class Setting:
 
     @property
     def later_seconds(self) -> float:
-        """Of them beyond the budget; so is what finals take longer than was planned."""
+        """Of them beyond the budget: of later runs, and by which finals are longer than planned."""
+        if self.afterwards:
+            return self.seconds
         return self.later_runs * self.run_seconds + self._longer_seconds
 
     @property

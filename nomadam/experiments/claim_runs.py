@@ -168,13 +168,21 @@ def next_run(places: Places, job: Job) -> Run | None:
     return next((run for run in runs if places.result(job.setting, run) is None), None)
 
 
-def num_kept(places: Places, setting: Setting) -> int:
-    """How many trainings or measurements of a setting have ended already."""
+def ended_and_left(places: Places, setting: Setting) -> tuple[int, float]:
+    """How many trainings or measurements of a setting have ended, and seconds of the others."""
     if setting.measured:
         studies = setting.studies()
-        return sum(places.result(setting, studies[seed], seed) is not None for seed in studies)
-    runs = [run for job in jobs((setting,)) for run in runs_of(places, job)]
-    return sum(places.result(setting, run) is not None for run in runs)
+        ended = sum(places.result(setting, studies[seed], seed) is not None for seed in studies)
+        return ended, setting.seconds - ended * setting.run_seconds
+    ended, left = 0, setting.seconds
+    for job in jobs((setting,)):
+        finals = final_runs(places, setting, job.optimizer) if job.optimizer else []
+        for run in runs_of(places, job):
+            if places.result(setting, run) is not None:
+                ended += 1
+                longer = setting.final_seconds if run in finals else None
+                left -= longer or setting.run_seconds
+    return ended, left - setting.first_stage_seconds * (ended > 0)
 
 
 def is_ready(places: Places, job: Job) -> bool:
