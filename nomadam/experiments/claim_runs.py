@@ -174,15 +174,13 @@ def ended_and_left(places: Places, setting: Setting) -> tuple[int, float]:
         studies = setting.studies()
         ended = sum(places.result(setting, studies[seed], seed) is not None for seed in studies)
         return ended, setting.seconds - ended * setting.run_seconds
-    ended, left = 0, setting.seconds
-    for job in jobs((setting,)):
-        finals = final_runs(places, setting, job.optimizer) if job.optimizer else []
-        for run in runs_of(places, job):
-            if places.result(setting, run) is not None:
-                ended += 1
-                longer = setting.final_seconds if run in finals else None
-                left -= longer or setting.run_seconds
-    return ended, left - setting.first_stage_seconds * (ended > 0)
+    runs = [run for job in jobs((setting,)) for run in runs_of(places, job)]
+    ended = [run for run in runs if places.result(setting, run) is not None]
+    finals = sum(run.seed in SEEDS for run in ended)
+    spent = (len(ended) - finals) * setting.run_seconds
+    spent += finals * (setting.final_seconds or setting.run_seconds)
+    spent += setting.first_stage_seconds * bool(ended)
+    return len(ended), setting.seconds - spent
 
 
 def is_ready(places: Places, job: Job) -> bool:
