@@ -41,7 +41,7 @@ def test_what_was_asked_afterwards_is_trained_where_it_is_named(tmp_path, capsys
     assert "0.8 hours of one core, of which 0.8 are left" in capsys.readouterr().out
 
 
-def test_what_is_kept_is_not_trained_again(places, capsys):
+def test_what_is_kept_is_not_trained_again(places):
     clock, lora, gpt2 = BY_NAME["clock"], with_arms("lora", "adamw"), with_arms("gpt2", "adamw")
     assert ended_and_left(places, clock) == (0, 5 * 6)
     assert ended_and_left(places, lora) == (0, 100 + 17 * 22)

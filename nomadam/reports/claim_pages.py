@@ -10,6 +10,11 @@ HEADINGS = {
     "claim": "The paper's claims",
     "question": "What the paper leaves open, as hypotheses",
 }
+# What some settings have beside the loss: its head, factor and digits.
+BESIDE = {
+    "validation_cross_entropy": ("cross entropy", 1, 4),
+    "validation_accuracy": ("top-1, %", 100, 1),
+}
 MARKERS = re.compile(r"<!-- begin claims -->\n.*?<!-- end claims -->", re.DOTALL)
 
 
@@ -128,20 +133,15 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 
 def _arms_table(arms: Sequence[Mapping[str, Any]]) -> str:
-    measures = {"validation_cross_entropy": ("cross entropy", 1, 4)}
-    measures |= {"validation_accuracy": ("top-1, %", 100, 1)}
-    known = {
-        measure: shown
-        for measure, shown in measures.items()
-        if any(arm.get(measure) is not None for arm in arms)
-    }
+    known = [key for key in BESIDE if any(arm.get(key) is not None for arm in arms)]
     heads = ["optimizer", "best values", "validation loss"]
-    heads += [head for head, _, _ in known.values()] + ["to AdamW, %", "bytes/param", "diverged"]
+    heads += [BESIDE[key][0] for key in known] + ["to AdamW, %", "bytes/param", "diverged"]
     cells = []
     for arm in arms:
         row = [arm["optimizer"], _values(arm), fixed(arm["validation_loss"], 4)]
-        for measure, (_, factor, digits) in known.items():
-            value = arm.get(measure)
+        for key in known:
+            _, factor, digits = BESIDE[key]
+            value = arm.get(key)
             row.append(fixed(value and factor * value, digits))
         row += [_against(arm), fixed(arm["state_bytes_per_param"], 2), _diverged(arm)]
         cells.append(row)
